@@ -1,0 +1,59 @@
+"""What travels on an edge: a small header and named tensors.
+
+A message is made once by its producer and never changed. Labels travel with the activation, so
+the two can't be separated; everything that matters (evaluate, snapshot, end) is in band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from torch import Tensor
+
+
+class Kind(IntEnum):
+    """What a message is for."""
+
+    ACTIVATION = 0
+    FEEDBACK = 1
+    EVALUATION = 2
+    """One evaluation batch, after the position of the batch it follows."""
+    DONE = 3
+    """A block has finished a batch (schedule `lockstep`: the source waits for it)."""
+    END = 4
+    """Nothing follows on this edge."""
+
+
+class Flags(IntFlag):
+    """Orders that act at the position of the batch they ride on."""
+
+    NONE = 0
+    LAST = 1
+    """No training batch follows: handle all outstanding feedback at this position."""
+    SNAPSHOT = 2
+    EVALUATE = 4
+    """Evaluation batches follow this batch."""
+    SPLIT_END = 8
+    """On an evaluation batch: the last one of its split."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of an edge. `sequence` belongs to the edge; the outbox assigns it."""
+
+    kind: Kind
+    batch_id: int
+    version: int = 0
+    flags: Flags = Flags.NONE
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    split: str = ""
+    """On an evaluation batch: the name of the split it belongs to."""
+    sequence: int = -1
+    incarnation: int = 0
+
+
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the payload size of a message in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,36 @@
+"""Carrier within one process: a take is a direct call that never waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from actors.transport.outbox import Outbox, Reply, Take
+
+
+class InProcessPort:
+    """Line to an outbox of the same process; calls are answered when they are collected."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self._calls: list[Take] = []
+
+    def request(self, take: Take) -> None:
+        """Remember the call."""
+        self._calls.append(take)
+
+    def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
+        """Make every call now; those with nothing to return stay outstanding."""
+        ended: list[tuple[Take, Reply | Exception]] = []
+        still: list[Take] = []
+        for take in self._calls:
+            try:
+                reply = self.outbox.take(replace(take, wait_s=0.0))
+            except Exception as error:
+                ended.append((take, error))
+                continue
+            if reply.packets or reply.end is not None:
+                ended.append((take, reply))
+            else:
+                still.append(take)
+        self._calls = still
+        return ended

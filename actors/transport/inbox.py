@@ -1,0 +1,178 @@
+"""The consumer's end of an edge: keeps takes outstanding and hands messages over in order.
+
+Overlapping replies may come in any order; a duplicate is dropped, a gap or a corrupt message opens
+a new session, which makes the producer send again from the first message that was not received.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from actors.errors import CorruptMessage, EdgeError
+from actors.messages import Message
+from actors.transport.outbox import MAX_WAIT_S, Reply, Session, Take
+from actors.transport.packet import Packet, read_header, unpack
+
+MAX_CORRUPT = 8
+"""Corrupt copies of one message before the edge gives up: a wire that never delivers it is broken."""
+
+
+class Port(Protocol):
+    """A consumer's line to the producer of one edge; calls may overlap."""
+
+    def request(self, take: Take) -> None:
+        """Start a call of the producer's `take`; never waits."""
+        ...
+
+    def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
+        """Return the calls that ended, waiting up to `wait_s` for the first; empty if none did."""
+        ...
+
+
+class Inbox:
+    """Ordered receiver of one edge.
+
+    Args:
+        run, edge: names checked in every header.
+        port: line to the producer.
+        window: takes kept outstanding.
+        limit: most messages in one reply.
+        incarnation: which life of the consumer this is.
+        gap_s: how long a missing sequence number may stay missing before a new session asks again.
+        retains: True if acknowledged messages must stay with the producer until `durable` covers them.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        edge: str,
+        port: Port,
+        *,
+        window: int = 2,
+        limit: int = 4,
+        incarnation: int = 0,
+        gap_s: float = 5.0,
+        retains: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run, self.edge, self.port = run, edge, port
+        self.window, self.limit = window, limit
+        self.gap_s, self.retains, self.clock = gap_s, retains, clock
+        self.received = -1
+        self.durable = -1
+        self.oldest_trainable = 0
+        self.producer_version = 0
+        self.num_sessions = 0
+        self.num_duplicates = 0
+        self.num_bytes = 0
+        self._session: Session = (incarnation, 0)
+        self._outstanding = 0
+        self._arrived: dict[int, Packet] = {}
+        self._gap_since: float | None = None
+        self._handed = 0
+        self._end: int | None = None
+        self._num_corrupt = 0
+
+    @property
+    def num_buffered(self) -> int:
+        """Messages that arrived and wait for the program."""
+        return len(self._arrived)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the producer's last message has been handed over."""
+        return self._end is not None and self.received == self._end - 1
+
+    def get(self, wait_s: float) -> Message | None:
+        """Return the next message in order, or None if it did not come within `wait_s` seconds.
+
+        Raises:
+            EdgeError: the edge is closed and nothing is left, or the producer refused.
+        """
+        self._ask()
+        if self.received + 1 not in self._arrived:
+            self._collect(wait_s)
+        else:
+            self._collect(0.0)
+        message = self._pop()
+        self._ask()
+        return message
+
+    def _pop(self) -> Message | None:
+        packet = self._arrived.get(self.received + 1)
+        if packet is None:
+            self._watch_gap()
+            if self.is_closed:
+                raise EdgeError(f"edge {self.edge}: closed after message {self.received}, another was expected")
+            return None
+        try:
+            message = unpack(packet, run=self.run, edge=self.edge)
+            if message.sequence != self.received + 1:
+                raise CorruptMessage(
+                    f"edge {self.edge}: message {message.sequence} came as {self.received + 1}"
+                )
+        except CorruptMessage:
+            self._num_corrupt += 1
+            if self._num_corrupt >= MAX_CORRUPT:
+                raise
+            self._open_session()
+            return None
+        del self._arrived[message.sequence]
+        self.received = message.sequence
+        self._gap_since, self._num_corrupt = None, 0
+        self.num_bytes += packet.num_bytes
+        return message
+
+    def _ask(self) -> None:
+        while self._outstanding < self.window and not self.is_closed:
+            durable = self.durable if self.retains else self.received
+            self.port.request(
+                Take(
+                    self.edge, self._session, self.received, durable,
+                    self.oldest_trainable, self.limit, MAX_WAIT_S,
+                )
+            )  # fmt: skip
+            self._outstanding += 1
+
+    def _collect(self, wait_s: float) -> None:
+        for take, reply in self.port.collect(wait_s):
+            if take.session != self._session:
+                continue  # an answer to a session that this inbox has left
+            self._outstanding -= 1
+            if isinstance(reply, Exception):
+                raise reply
+            self._accept(reply)
+
+    def _accept(self, reply: Reply) -> None:
+        self.producer_version = max(self.producer_version, reply.version)
+        self._handed = max(self._handed, reply.handed)
+        if reply.end is not None:
+            self._end = reply.end
+        for packet in reply.packets:
+            try:
+                sequence = read_header(packet.header, self.edge)["sequence"]
+            except CorruptMessage:
+                continue  # now missing: the gap is noticed and asked for again
+            if sequence <= self.received or sequence in self._arrived:
+                self.num_duplicates += 1
+            else:
+                self._arrived[sequence] = packet
+
+    def _watch_gap(self) -> None:
+        if self._handed <= self.received + 1:
+            self._gap_since = None
+        elif self._gap_since is None:
+            self._gap_since = self.clock()
+        elif self.clock() - self._gap_since >= self.gap_s:
+            self._open_session()
+
+    def _open_session(self) -> None:
+        """Leave every outstanding call behind and ask again from the first message not received."""
+        incarnation, counter = self._session
+        self._session = (incarnation, counter + 1)
+        self._outstanding = 0
+        self._arrived.clear()
+        self._gap_since, self._handed = None, 0
+        self.num_sessions += 1
