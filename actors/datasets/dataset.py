@@ -54,9 +54,9 @@ class MapDataset(Protocol):
 class Split:
     """Labelled samples: either `inputs` and `labels`, or `dataset`; `sample_ids` says which of them belong.
 
-    inputs is uint8 (0..255) or float32 [N, C, H, W], labels int64 [N]. `mean` and `std` are per channel, with a
-    pixel in 0..1; empty means no normalisation. `augment` is what `data.augment: true` stands for. `origin` is
-    the setting a user would look at when a sample is bad.
+    inputs is uint8 (0..255) or float32 [N, C, H, W], labels int64 [N]. `mean` and `std` are per channel, for
+    pixels in 0..1; empty means no normalisation. `augment` is what `data.augment: true` stands for. `origin`
+    is the setting a user would look at when a sample is bad.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Split:
         return replace(self, name=name, chosen=sample_ids.sort().values)
 
     def check_labels(self) -> None:
-        """Raise UserError at the first label in memory outside the classes; map-style ones are checked as read."""
+        """UserError at the first label in memory outside the classes; map-style ones are checked as read."""
         if self.labels is None:
             return
         bad = ((self.labels < 0) | (self.labels >= self.num_classes)).nonzero()
@@ -174,7 +174,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of a run; train and validation are disjoint parts of one storage. input_shape is (C, H, W)."""
+    """The splits of a run; train and validation are disjoint parts of one storage. input_shape: (C, H, W)."""
 
     name: str
     train: Split

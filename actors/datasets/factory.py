@@ -18,7 +18,7 @@ def load_from_factory(spec: DataSpec, train: bool) -> Split:
     """Call the factory with train (and root, if it takes one and `data.root` is set).
 
     The number of classes is data.options.classes, else the dataset's `num_classes`, the length of its
-    `classes`, or one more than the largest of its `targets`. Raises UserError naming data.factory if it cannot
+    `classes`, or one more than the largest of its `targets`. Raises UserError naming data.factory if it can't
     be imported or called or returns no map-style dataset; what the factory itself raises is not caught.
     """
     for option in spec.options:

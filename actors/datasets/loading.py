@@ -74,10 +74,7 @@ def _check_numbers(spec: DataSpec) -> None:
 
 
 def _load_halves(spec: DataSpec) -> tuple[Split, Split]:
-    if spec.name is None:
-        load = load_from_factory
-    else:
-        load = _dataset(spec.name, spec).load
+    load = load_from_factory if spec.name is None else _dataset(spec.name, spec).load
     halves = []
     for train in (True, False):
         # One seed for both calls: a factory that splits at random gets the same split twice.

@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, numpy's legacy one and `random` in the block; restore all three after it."""
+    """Seed torch's CPU generator, numpy's legacy one and `random` in the block; restore all three after."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     # torch.manual_seed would reseed the accelerators too, which nobody here restores.
     torch.default_generator.manual_seed(seed)

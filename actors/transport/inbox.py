@@ -85,6 +85,10 @@ class Inbox:
         """Whether the producer's last message has been handed over."""
         return self._end is not None and self.received == self._end - 1
 
+    @property
+    def _all_handed(self) -> bool:
+        return self._end is not None and self._handed >= self._end
+
     def get(self, wait_s: float) -> Message | None:
         """Return the next message in order, or None if it did not come within `wait_s` seconds.
 
@@ -126,7 +130,7 @@ class Inbox:
         return message
 
     def _ask(self) -> None:
-        while self._outstanding < self.window and not self.is_closed:
+        while self._outstanding < self.window and not self._all_handed:
             durable = self.durable if self.retains else self.received
             self.port.request(
                 Take(
@@ -163,6 +167,8 @@ class Inbox:
     def _watch_gap(self) -> None:
         if self._handed <= self.received + 1:
             self._gap_since = None
+        elif self._outstanding == 0:
+            self._open_session()  # no reply is on its way that could bring it
         elif self._gap_since is None:
             self._gap_since = self.clock()
         elif self.clock() - self._gap_since >= self.gap_s:

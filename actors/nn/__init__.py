@@ -1,0 +1,1 @@
+"""Parts shared by rules and objectives; torch only."""

@@ -1,0 +1,116 @@
+"""What an actor is told when it is set up: plain values that cross process boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.datasets.dataset import DataSpec
+from actors.networks.network import NetworkSpec
+from actors.optimizers import OptimizerSpec
+
+
+@dataclass(frozen=True)
+class PluginSpec:
+    """A rule or objective: by name or by factory, with its settings."""
+
+    name: str | None
+    factory: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LateInput:
+    """Feedback edge into a block: what came from `origin` for batch t - `delay` is handled just before t."""
+
+    edge: str
+    origin: int
+    delay: int
+
+
+@dataclass(frozen=True)
+class BlockEdges:
+    """The edges of one block, by name.
+
+    `down`: for each origin, the edges on which its feedback leaves this block.
+    `done`: under `lockstep`, where a finished batch is announced.
+    """
+
+    driver: str
+    up: str | None = None
+    late: tuple[LateInput, ...] = ()
+    down: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    done: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceEdges:
+    """The edges of the source: where batches leave, and under `lockstep` who must have finished one."""
+
+    up: tuple[str, ...]
+    done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How an actor uses the processor it runs on."""
+
+    device: str = "cpu"
+    threads: int = 1
+    channels_last: bool = False
+    deterministic: bool = True
+    compile: bool = False
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """Sizes of an edge: messages that may wait, takes outstanding, messages in a reply."""
+
+    capacity: int = 4
+    window: int = 2
+    limit: int = 4
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Everything a block actor needs to build its block."""
+
+    run: str
+    name: str
+    index: int
+    num_blocks: int
+    seed: int
+    layers: tuple[str, ...]
+    network: NetworkSpec
+    input_shape: tuple[int, ...]
+    num_classes: int
+    rule: PluginSpec
+    objective: PluginSpec
+    optimizers: Mapping[str, OptimizerSpec]
+    edges: BlockEdges
+    settings: EdgeSettings = EdgeSettings()
+    machine: Machine = Machine()
+    accumulate: int = 1
+    checkpoints: str | None = None
+    incarnation: int = 0
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Everything a data actor needs to feed the chain.
+
+    `evaluate_every`: training batches between evaluations; None: only at the end.
+    """
+
+    run: str
+    data: DataSpec
+    epochs: int
+    edges: SourceEdges
+    evaluate_every: int | None = None
+    evaluation_batch_size: int = 256
+    settings: EdgeSettings = EdgeSettings()
+    machine: Machine = Machine()
+    name: str = "source"
+    incarnation: int = 0
