@@ -1,0 +1,59 @@
+"""DataActor: the source of a chain. Seekable to any batch, so a new one can take over anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.chain_actor import ChainActor
+from actors.datasets.batches import EvalBatches, TrainBatches
+from actors.datasets.loading import load_data
+from actors.program import Program
+from actors.source_program import SourceProgram
+from actors.spec import SourceSpec
+
+
+class DataActor(ChainActor):
+    """Feeds the first block, and whoever needs the raw input."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec.run, spec.name, spec.edges.up, spec.settings, spec.machine, spec.incarnation)
+        self.spec = spec
+        self._stop_asked = False
+        data = load_data(spec.data)
+        batches = TrainBatches(data, spec.data, spec.epochs)
+        splits = {"test": data.test, "validation": data.validation}
+        self.source = SourceProgram(
+            batches,
+            {
+                name: EvalBatches(split, spec.evaluation_batch_size)
+                for name, split in splits.items()
+                if split is not None
+            },
+            spec.edges,
+            self.times,
+            evaluate_every=spec.evaluate_every,
+            stop_asked=lambda: self._stop_asked,
+        )
+
+    @property
+    def version(self) -> int:
+        """Batches sent so far."""
+        return self.source.version
+
+    def program(self) -> Program:
+        """Return the source's program."""
+        return self.source.run()
+
+    def order(self, name: str) -> None:
+        """`stop`: the next batch is the last one."""
+        if name != "stop":
+            super().order(name)
+        self._stop_asked = True
+
+    def report(self) -> dict[str, Any]:
+        """Return small facts about the source."""
+        batches = self.source.batches
+        return super().report() | {
+            "num_batches": batches.num_batches,
+            "batches_per_epoch": batches.batches_per_epoch,
+        }
