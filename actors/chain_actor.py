@@ -17,7 +17,8 @@ import torch
 
 from actors.messages import Message
 from actors.program import Program
-from actors.spec import EdgeSettings, Machine
+from actors.edges import EdgeSettings
+from actors.spec import Machine
 from actors.task import Task
 from actors.times import Times
 from actors.transport.inbox import Inbox, Port

@@ -15,7 +15,7 @@ from actors.block import Block, Evaluation
 from actors.errors import MispairedMessage
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message
-from actors.spec import BlockEdges
+from actors.edges import BlockEdges
 from actors.times import Times
 
 

@@ -12,7 +12,7 @@ from actors.datasets.batches import Batch as DataBatch
 from actors.datasets.batches import EvalBatches, TrainBatches
 from actors.messages import Flags, Kind, Message
 from actors.program import Close, Program, Receive, Send
-from actors.spec import SourceEdges
+from actors.edges import SourceEdges
 from actors.times import Times
 
 

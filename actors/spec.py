@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.datasets.dataset import DataSpec
+from actors.edges import BlockEdges, EdgeSettings, SourceEdges
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec
 
@@ -21,38 +22,6 @@ class PluginSpec:
 
 
 @dataclass(frozen=True)
-class LateInput:
-    """Feedback edge into a block: what came from `origin` for batch t - `delay` is handled just before t."""
-
-    edge: str
-    origin: int
-    delay: int
-
-
-@dataclass(frozen=True)
-class BlockEdges:
-    """The edges of one block, by name.
-
-    `down`: for each origin, the edges on which its feedback leaves this block.
-    `done`: under `lockstep`, where a finished batch is announced.
-    """
-
-    driver: str
-    up: str | None = None
-    late: tuple[LateInput, ...] = ()
-    down: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    done: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceEdges:
-    """The edges of the source: where batches leave, and under `lockstep` who must have finished one."""
-
-    up: tuple[str, ...]
-    done: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Machine:
     """How an actor uses the processor it runs on."""
 
@@ -62,15 +31,6 @@ class Machine:
     deterministic: bool = True
     compile: bool = False
     deadline_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class EdgeSettings:
-    """Sizes of an edge: messages that may wait, takes outstanding, messages in a reply."""
-
-    capacity: int = 4
-    window: int = 2
-    limit: int = 4
 
 
 @dataclass(frozen=True)

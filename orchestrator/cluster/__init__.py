@@ -1,0 +1,1 @@
+"""Where actors run: one contract, two backends."""

@@ -1,0 +1,249 @@
+"""Actors as Ray actors: one host process per placement-group bundle, neighbours packed in chain order.
+
+The driver owns every actor; none is detached and none is restarted by Ray. The reference that a host's
+`run` returns ends with the actor, so it tells of its death.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Read by Ray's daemons when they start: workers at normal priority, no usage reports, no warnings.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.errors import RunError, UserError
+from actors.host import Host
+from actors.transport.ray_pull import RayPort
+from orchestrator.cluster.contract import Assignment, Ended, Request
+from orchestrator.wiring import Edge
+
+START_DEADLINE_S = 120.0
+REPORT_DEADLINE_S = 5.0
+IO_THREADS = 16
+"""Takes that one actor can serve at a time: windows over its outgoing edges, and two to spare."""
+
+
+class RayHost(Host):
+    """A host that knows which Ray node it is on."""
+
+    def report(self) -> dict[str, Any]:
+        """Return small facts about the actor, with Ray's node id."""
+        return super().report() | {"node": ray.get_runtime_context().get_node_id()}
+
+
+class RayCluster:
+    """A run's actors on a Ray cluster.
+
+    Args:
+        strategy: placement strategy of the group.
+        object_store_bytes: size of a local cluster's object store; None lets Ray choose.
+        keep: keep hosts between runs (tests); they end with the Ray session.
+    """
+
+    def __init__(
+        self, *, strategy: str = "PACK", object_store_bytes: int | None = None, keep: bool = False
+    ) -> None:
+        self._strategy, self._keep = strategy, keep
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            _init_ray(object_store_bytes)
+        self._group: PlacementGroup | None = None
+        self._hosts: dict[str, Any] = {}
+        self._spare: list[Any] = []
+        self._runs: dict[Any, str] = {}
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Reserve one bundle per actor and start a host in each.
+
+        Raises:
+            UserError: the cluster can never place them.
+        """
+        if self._keep and not any(request.gpus for request in requests):
+            while len(self._spare) < len(requests):
+                self._spare.append(_remote_host(io_threads=IO_THREADS).options(num_cpus=0).remote())
+            self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
+            return
+        self._check_resources(requests)
+        bundles = [
+            {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests
+        ]
+        self._group = placement_group(bundles, strategy=self._strategy)
+        self._wait_for_group(bundles)
+        host = _remote_host(io_threads=IO_THREADS)
+        for index, request in enumerate(requests):
+            placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            self._hosts[request.name] = host.options(
+                num_cpus=request.cpus, num_gpus=request.gpus, scheduling_strategy=placed
+            ).remote()
+
+    def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
+        """Build all actors at the same time.
+
+        Raises:
+            UserError: an actor refused its settings.
+            RunError: an actor died or took too long.
+        """
+        refs = {name: self._hosts[name].assign.remote(a.spec, a.shape) for name, a in assignments.items()}
+        return {name: self._result(name, ref, START_DEADLINE_S) for name, ref in refs.items()}
+
+    def connect(self, edges: Sequence[Edge]) -> None:
+        """Give every consumer a line to its producer."""
+        refs = [
+            self._hosts[edge.consumer].connect.remote({edge.name: RayPort(self._hosts[edge.producer])})
+            for edge in edges
+        ]
+        ray.get(refs, timeout=START_DEADLINE_S)
+
+    def launch(self) -> None:
+        """Start every actor's program."""
+        self._runs = {host.run.remote(): name for name, host in self._hosts.items()}
+
+    def poll(self, wait_s: float) -> list[Ended]:
+        """Return the actors that ended, waiting up to `wait_s` for the first."""
+        if not self._runs:
+            return []
+        ready, _ = ray.wait(list(self._runs), num_returns=1, timeout=wait_s)
+        return [self._ended(self._runs.pop(ref), ref) for ref in ready]
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Return the reports that come within the deadline."""
+        refs = {
+            host.report.options(concurrency_group="control", enable_task_events=False).remote(): name
+            for name, host in self._hosts.items()
+        }
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=REPORT_DEADLINE_S)
+        found: dict[str, dict[str, Any]] = {}
+        for ref in ready:
+            try:
+                found[refs[ref]] = ray.get(ref)
+            except ray.exceptions.RayError:
+                continue  # its run() reference tells why
+        return found
+
+    def order(self, name: str, order: str) -> None:
+        """Send an order to one actor."""
+        self._hosts[name].order.options(concurrency_group="control").remote(order)
+
+    def close(self) -> None:
+        """Kill the actors, free the bundles, and end Ray if this cluster started it."""
+        if self._keep:
+            self._recycle()
+        else:
+            for host in self._hosts.values():
+                ray.kill(host)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._hosts, self._group, self._runs = {}, None, {}
+        if self._started_ray and not self._keep:
+            ray.shutdown()
+
+    def _recycle(self) -> None:
+        """Stop what still runs; a host that does not stop in time is replaced next time."""
+        for host in self._hosts.values():
+            host.stop.options(concurrency_group="control").remote()
+        running = {ref: self._hosts[name] for ref, name in self._runs.items()}
+        if not running:
+            return
+        ready, stuck = ray.wait(list(running), num_returns=len(running), timeout=10)
+        dead = [ref for ref in ready if isinstance(_error(ref), ray.exceptions.RayActorError)]
+        for ref in [*stuck, *dead]:
+            ray.kill(running[ref])
+            self._spare.remove(running[ref])
+
+    def _check_resources(self, requests: Sequence[Request]) -> None:
+        has = ray.cluster_resources()
+        for resource, key in (("GPU", "gpus_per_block"), ("CPU", "cpus_per_block")):
+            asked = sum(r.gpus if resource == "GPU" else r.cpus for r in requests)
+            if asked > has.get(resource, 0.0) + 1e-6:
+                raise UserError(
+                    f"placement.{key}: {len(requests)} actors ask for {asked:g} {resource}, the cluster has "
+                    f"{has.get(resource, 0.0):g}; lower placement.{key} or add nodes"
+                )
+
+    def _wait_for_group(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        assert self._group is not None
+        ready, _ = ray.wait([self._group.ready()], timeout=START_DEADLINE_S)
+        if not ready:
+            raise RunError(
+                f"placement: asked for {list(bundles)}, free is {ray.available_resources()}; nothing was placed "
+                f"within {START_DEADLINE_S:.0f} s"
+            )
+
+    def _result(self, name: str, ref: Any, deadline_s: float) -> Any:
+        try:
+            return ray.get(ref, timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            raise RunError(f"{name}: not ready within {deadline_s:.0f} s") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise RunError(f"{name}: {error.cause!r}\n{error}") from None
+        except ray.exceptions.RayActorError as error:
+            raise RunError(f"{name}: the process died while it was set up ({_first_line(error)})") from None
+
+    def _ended(self, name: str, ref: Any) -> Ended:
+        error = _error(ref)
+        if error is None:
+            return Ended(name, facts=ray.get(ref))
+        if isinstance(error, ray.exceptions.RayTaskError):
+            cause = error.cause
+            return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
+        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error))
+
+
+def _remote_host(io_threads: int) -> Any:
+    groups = {"io": io_threads, "control": 1}
+    return ray.remote(concurrency_groups=groups, max_restarts=0, max_task_retries=0)(RayHost)
+
+
+def _init_ray(object_store_bytes: int | None) -> None:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {
+            "include_dashboard": False,
+            "num_cpus": os.cpu_count(),
+            "object_store_memory": object_store_bytes,
+        }
+    since = time.monotonic()
+    try:
+        ray.init(
+            address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
+            logging_level="error", runtime_env={"env_vars": _worker_environment()}, **local,
+        )  # fmt: skip
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
+            f"({_first_line(error)}); check the address, or unset it to run on this machine"
+        ) from None
+
+
+def _worker_environment() -> dict[str, str]:
+    """Workers find the packages as this process does; bfloat16 on some CPUs needs its instruction set named."""
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    return environment | ({"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {})
+
+
+def _error(ref: Any) -> Exception | None:
+    try:
+        ray.get(ref, timeout=0)
+    except ray.exceptions.RayError as error:
+        return error
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
