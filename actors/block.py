@@ -68,7 +68,8 @@ class Block:
         self.objective = self._build_objective(shape)
         if spec.machine.channels_last:
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._run_body = torch.compile(self.body) if spec.machine.compile else self.body
+        if spec.machine.compile:
+            self.body.compile_layers()
         self.optimizers = group_optimizers(
             spec.optimizers,
             {
@@ -131,7 +132,7 @@ class Block:
         batch = Batch(message.batch_id, message.version, fields)
         received = self._to_device({"h": message.tensors["h"]})["h"]
         p = ModulePass(
-            self._run_body, received, batch,
+            self.body, received, batch,
             input_gradient=self.sends_gradient, draw=message.batch_id,
         )  # fmt: skip
         self._open[batch.batch_id] = p
@@ -194,7 +195,9 @@ class Block:
                 sums = self.objective.evaluate(h, batch)
                 sums["num_samples"] = torch.tensor(float(h.shape[0]))
                 for name, value in sums.items():
-                    self._sums[name] = self._sums.get(name, torch.tensor(0.0, dtype=torch.float64)) + value.cpu()
+                    self._sums[name] = (
+                        self._sums.get(name, torch.tensor(0.0, dtype=torch.float64)) + value.cpu()
+                    )
         self.train()
         if not message.flags & Flags.SPLIT_END:
             return h, None
@@ -239,7 +242,11 @@ class Block:
         self.body.load_named_state(state["body"])
         for kind, module in (("rule", self.rule), ("objective", self.objective)):
             if module is not None:
-                own = {k.removeprefix(f"{kind}."): v for k, v in state["auxiliary"].items() if k.startswith(f"{kind}.")}
+                own = {
+                    k.removeprefix(f"{kind}."): v
+                    for k, v in state["auxiliary"].items()
+                    if k.startswith(f"{kind}.")
+                }
                 module.load_state_dict(own)
         for group, optimizer in self.optimizers.items():
             optimizer.optimizer.load_state_dict(state["optimizers"][group])

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from actors.edges import EdgeSettings
 from actors.messages import Message
 from actors.program import Program
-from actors.edges import EdgeSettings
 from actors.spec import Machine
 from actors.task import Task
 from actors.times import Times

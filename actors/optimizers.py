@@ -59,7 +59,9 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
     return {
         name.lower(): value
         for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name.lower() not in skipped
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and name.lower() not in skipped
     }
 
 
@@ -80,7 +82,9 @@ class GroupOptimizer:
         try:
             self.optimizer = optimizer_classes()[spec.name](self.parameters, **spec.arguments)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {spec.name} refuses {dict(spec.arguments)} ({error}); change the setting") from None
+            raise UserError(
+                f"optimizer: {spec.name} refuses {dict(spec.arguments)} ({error}); change the setting"
+            ) from None
         self.base_rate = float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, update: int, accumulated: int) -> None:

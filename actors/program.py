@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from actors.block import Block, Evaluation
+from actors.edges import BlockEdges
 from actors.errors import MispairedMessage
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message
-from actors.edges import BlockEdges
 from actors.times import Times
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from actors.datasets.batches import Batch as DataBatch
 from actors.datasets.batches import EvalBatches, TrainBatches
+from actors.edges import SourceEdges
 from actors.messages import Flags, Kind, Message
 from actors.program import Close, Program, Receive, Send
-from actors.edges import SourceEdges
 from actors.times import Times
 
 
@@ -70,9 +70,7 @@ class SourceProgram:
             return Flags.EVALUATE
         return Flags.NONE
 
-    def _send(
-        self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = ""
-    ) -> Program:
+    def _send(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Program:
         for edge in self.edges.up:
             tensors = {"h": batch.inputs, "labels": batch.labels}
             yield Send(edge, Message(kind, batch_id, self.version, flags, tensors, split))

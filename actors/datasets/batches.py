@@ -25,7 +25,7 @@ WORKER_TIMEOUT_S = 300
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """inputs float32 [B, C, H, W], labels and sample_ids int64 [B]; an id is a place in the split's storage."""
+    """inputs float32 [B, C, H, W], labels and sample_ids int64 [B]: places in the split's storage."""
 
     batch_id: int
     inputs: Tensor
@@ -150,12 +150,17 @@ def _stream(batches: _Batches, batch_ids: range, workers: int) -> Iterator[Batch
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UserError(
             f"data.workers: got {workers}, but the dataset cannot be sent to another process ({error}), "
-            "expected one that can be pickled; define its classes and functions at the top of a module, or use 0."
+            "expected one that can be pickled; define its classes and functions at module level, or use 0."
         ) from error
+    failure: UserError | None = None
     for item in prepared:
         if isinstance(item, UserError):
-            raise item
+            failure = item
+            break
         yield item
+    del prepared  # else the traceback keeps the workers, and collecting them as a cycle takes their 5 s poll
+    if failure is not None:
+        raise failure
 
 
 def _read(

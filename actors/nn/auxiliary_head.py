@@ -45,7 +45,9 @@ def auxiliary_head(config: HeadConfig, shape: tuple[int, ...], num_classes: int)
         return nn.Sequential(pool, *_mlp(config, channels, config.depth, num_classes))
     width = config.width or shape[0]
     layers, channels = _convolutions(config, shape[0], width, kernel=3)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_pooled(shape)), *_classify(shape, channels, num_classes))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(_pooled(shape)), *_classify(shape, channels, num_classes)
+    )
 
 
 def _pooled(shape: tuple[int, ...]) -> int:
@@ -56,14 +58,10 @@ def _classify(shape: tuple[int, ...], channels: int, num_classes: int) -> list[n
     return [nn.Flatten(), nn.Linear(channels * _pooled(shape) ** 2, num_classes)]
 
 
-def _convolutions(
-    config: HeadConfig, channels: int, width: int, kernel: int
-) -> tuple[list[nn.Module], int]:
+def _convolutions(config: HeadConfig, channels: int, width: int, kernel: int) -> tuple[list[nn.Module], int]:
     layers: list[nn.Module] = []
     for _ in range(config.depth):
-        layers.append(
-            nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=not config.batch_norm)
-        )
+        layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=not config.batch_norm))
         layers += [nn.BatchNorm2d(width)] if config.batch_norm else []
         layers.append(nn.ReLU())
         channels = width
@@ -76,7 +74,9 @@ def _spatially_reduced(config: HeadConfig, shape: tuple[int, ...], num_classes: 
     layers, channels = _convolutions(config, shape[0], config.width or shape[0], kernel=1)
     small = (shape[0], *reduced)
     pool = nn.AdaptiveAvgPool2d(_pooled(small))
-    return nn.Sequential(nn.AdaptiveAvgPool2d(reduced), *layers, pool, *_classify(small, channels, num_classes))
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(reduced), *layers, pool, *_classify(small, channels, num_classes)
+    )
 
 
 def _mlp(config: HeadConfig, features: int, depth: int, num_classes: int) -> nn.Sequential:

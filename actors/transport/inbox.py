@@ -109,7 +109,9 @@ class Inbox:
         if packet is None:
             self._watch_gap()
             if self.is_closed:
-                raise EdgeError(f"edge {self.edge}: closed after message {self.received}, another was expected")
+                raise EdgeError(
+                    f"edge {self.edge}: closed after message {self.received}, another was expected"
+                )
             return None
         try:
             message = unpack(packet, run=self.run, edge=self.edge)

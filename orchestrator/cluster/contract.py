@@ -40,6 +40,10 @@ class Ended:
 class Cluster(Protocol):
     """Owns every process of a run; nothing outlives `close`."""
 
+    def cpus_for(self, num_blocks: int, reserved: float) -> float:
+        """Return the CPUs each block gets when the user leaves it to us; a fraction if there are too few."""
+        ...
+
     def start(self, requests: Sequence[Request]) -> None:
         """Start one host per request, placed in the order given."""
         ...

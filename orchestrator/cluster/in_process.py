@@ -24,6 +24,10 @@ class InProcessCluster:
         self._running: list[str] = []
         self._threads = torch.get_num_threads()
 
+    def cpus_for(self, num_blocks: int, reserved: float) -> float:
+        """All blocks share this process."""
+        return 1.0
+
     def start(self, requests: Sequence[Request]) -> None:
         """Make one host per request.
 
@@ -70,7 +74,11 @@ class InProcessCluster:
                         moved = True
                 except Exception as error:
                     self._running.remove(name)
-                    return [Ended(name, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())]
+                    return [
+                        Ended(
+                            name, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
+                        )
+                    ]
                 if task.is_done:
                     self._running.remove(name)
                     return [Ended(name, facts=self._hosts[name].actor.finish())]

@@ -6,6 +6,7 @@ The driver owns every actor; none is detached and none is restarted by Ray. The 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,11 @@ class RayCluster:
         self._hosts: dict[str, Any] = {}
         self._spare: list[Any] = []
         self._runs: dict[Any, str] = {}
+
+    def cpus_for(self, num_blocks: int, reserved: float) -> float:
+        """Return one CPU per block, or an equal share of what the cluster has."""
+        has = ray.cluster_resources().get("CPU", 1.0)
+        return min(1.0, math.floor((has - reserved) / num_blocks * 1000) / 1000)
 
     def start(self, requests: Sequence[Request]) -> None:
         """Reserve one bundle per actor and start a host in each.
@@ -234,7 +240,9 @@ def _worker_environment() -> dict[str, str]:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
     environment = {name: os.environ[name] for name in names if name in os.environ}
-    return environment | ({"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {})
+    return environment | (
+        {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
+    )
 
 
 def _error(ref: Any) -> Exception | None:

@@ -4,6 +4,7 @@ import random
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
 
@@ -78,19 +79,6 @@ def user(function, **changes):
     return DataSpec(factory=f"{__name__}:{function}", **{"batch_size": 2, **changes})
 
 
-@pytest.fixture(autouse=True)
-def this_module_is_importable(monkeypatch):
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _self())
-
-
-def _self():
-    import types
-
-    module = types.ModuleType(__name__)
-    module.__dict__.update(globals())
-    return module
-
-
 def same(one, other):
     return (
         one.batch_id == other.batch_id
@@ -98,6 +86,10 @@ def same(one, other):
         and torch.equal(one.labels, other.labels)
         and torch.equal(one.sample_ids, other.sample_ids)
     )
+
+
+def all_same(ones, others):
+    return all(same(one, other) for one, other in zip(ones, others, strict=True))
 
 
 def write_idx(path, array, magic=None, cut=0):
@@ -128,7 +120,7 @@ def write_image_folder(folder, halves=("train", "test"), classes=("cat", "dog"),
 
 
 def test_seeds_are_stable_and_tell_types_and_places_apart():
-    assert seed_of("order", 7, 3) == 5474044653418434414
+    assert seed_of("order", 7, 3) == 1649928362604272725
     assert (
         len({seed_of(1), seed_of("1"), seed_of("ab"), seed_of("a", "b"), seed_of("b", "a"), seed_of()}) == 6
     )
@@ -158,8 +150,8 @@ def test_any_batch_can_be_made_alone_and_any_stream_can_start_anywhere(augment):
     whole = list(batches.stream(0))
     assert [batch.batch_id for batch in whole] == list(range(batches.num_batches))
     assert all(same(batches.batch(i), whole[i]) for i in reversed(range(batches.num_batches)))
-    assert all(map(same, batches.stream(9), whole[9:], strict=True))
-    assert all(map(same, TrainBatches(load_data(spec), spec, epochs=2).stream(), whole, strict=True))
+    assert all_same(batches.stream(9), whole[9:])
+    assert all_same(TrainBatches(load_data(spec), spec, epochs=2).stream(), whole)
 
 
 def test_another_seed_gives_another_order_and_other_augmentation():
@@ -183,15 +175,9 @@ def test_two_workers_give_the_same_bits_as_none(tmp_path):
     data = load_data(spec)
     alone = list(TrainBatches(data, spec, epochs=2).stream(2))
     before = torch.get_rng_state()
-    helped = list(TrainBatches(data, _with(spec, workers=2), epochs=2).stream(2))
+    helped = list(TrainBatches(data, replace(spec, workers=2), epochs=2).stream(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(alone) == 6 and all(map(same, alone, helped, strict=True))
-
-
-def _with(spec, **changes):
-    from dataclasses import replace
-
-    return replace(spec, **changes)
+    assert len(alone) == 6 and all_same(alone, helped)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -205,6 +191,7 @@ def test_a_bad_sample_met_by_a_worker_is_still_one_sentence(tmp_path):
         list(TrainBatches(load_data(spec), spec, epochs=1).stream())
 
 
+@pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_a_dataset_that_cannot_be_pickled_is_refused_by_its_workers():
     split = Split("train", 2, "here", dataset=ListedDataset([lambda: None]))
     with pytest.raises(UserError, match=r"^data\.workers: got 1, but the dataset cannot be sent"):
@@ -286,7 +273,7 @@ def test_evaluation_batches_come_in_order_and_repeat():
     batches = EvalBatches(data.test, 8)
     assert len(batches) == batches.num_batches == 3
     one, other = list(batches), list(batches)
-    assert all(map(same, one, other, strict=True)) and same(batches.batch(2), one[2])
+    assert all_same(one, other) and same(batches.batch(2), one[2])
     assert torch.cat([batch.sample_ids for batch in one]).tolist() == list(range(20))
     assert torch.equal(torch.cat([batch.inputs for batch in one]), data.test.inputs)
 
@@ -505,7 +492,7 @@ def test_a_label_outside_the_classes_is_named_with_its_split_and_sample(tmp_path
 def test_a_label_file_of_another_length_is_refused(tmp_path):
     write_idx_folder(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
-    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte.gz has 5 labels, expected 6"):
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz has 5 labels, expected 6"):
         load_data(DataSpec(name="mnist", root=str(tmp_path), batch_size=2))
 
 

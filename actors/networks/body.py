@@ -1,0 +1,118 @@
+"""The body of a block: some layers of the network in order, with state named as in the whole network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from actors.networks.layer import Layer
+from actors.seeds import seed_of
+
+_DRAWLESS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh,
+    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Embedding, nn.ZeroPad2d, nn.PixelUnshuffle,
+)  # fmt: skip
+_MASK = (1 << 63) - 1
+
+
+class Body(nn.Module):
+    """Layers in order.
+
+    Before a layer that may draw random numbers, the generator is seeded by (seed, layer name, draw): a
+    layer's draws depend on neither cuts nor other blocks, and can be repeated.
+
+    Args:
+        layers: which layers to build.
+        seed: of the run.
+    """
+
+    def __init__(self, layers: Sequence[Layer], *, seed: int) -> None:
+        super().__init__()
+        self.names = [layer.name for layer in layers]
+        self.prefixes = [layer.prefix for layer in layers]
+        self.layers = nn.ModuleList([layer.build() for layer in layers])
+        self.clones_input = False
+        """Set where a layer of the user's writes to its input in a way that can't be switched off."""
+        self._draw_seeds = [
+            seed_of(seed, "draw", name) if _may_draw(layer) else None
+            for name, layer in zip(self.names, self.layers, strict=True)
+        ]
+
+    def forward(self, x: Tensor, draw: int | None = None) -> Tensor:
+        """Run the layers on x [B, ...]; `draw` names the random draws of this pass."""
+        if self.clones_input:
+            x = x.clone()
+        for layer, draw_seed in zip(self.layers, self._draw_seeds, strict=True):
+            if draw is not None and draw_seed is not None:
+                _seed_draws(_mixed(draw_seed, draw), x.device)
+            x = layer(x)
+        return x
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Return parameters and persistent buffers by their names in the whole network."""
+        return {name: tensor for name, tensor in self._entries()}
+
+    def load_named_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a state in; names that belong to other blocks are ignored.
+
+        Raises:
+            KeyError: a tensor is missing or has another shape.
+        """
+        with torch.no_grad():
+            for name, tensor in self._entries():
+                if name not in state:
+                    raise KeyError(f"tensor {name!r} is missing")
+                if state[name].shape != tensor.shape:
+                    raise KeyError(
+                        f"tensor {name!r} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(state[name])
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one output sample for an input sample of `shape`; changes nothing."""
+        probe = copy.deepcopy(self).eval()
+        device = next((tensor.device for _, tensor in self._entries()), torch.device("cpu"))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return tuple(probe(torch.zeros(2, *shape, device=device)).shape[1:])
+
+    def compile_layers(self) -> None:
+        """Compile each layer by itself, so that the draws between them stay as they are."""
+        for layer in self.layers:
+            layer.compile()
+
+    def _entries(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, layer in zip(self.prefixes, self.layers, strict=True):
+            for name, tensor in layer.state_dict(keep_vars=True).items():
+                yield prefix + name, tensor
+
+
+def _may_draw(layer: nn.Module) -> bool:
+    """Whether any part without children is not known to be free of random draws."""
+    leaves = [module for module in layer.modules() if not any(module.children())]
+    plain = all(isinstance(leaf, _DRAWLESS) for leaf in leaves)
+    containers = (nn.Sequential, nn.ModuleList)
+    return not (plain and all(type(m) in containers or m in leaves or _is_ours(m) for m in layer.modules()))
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Blocks with a forward of this package only add and activate."""
+    return type(module).__module__.startswith("actors.networks.")
+
+
+def _mixed(base: int, draw: int) -> int:
+    """SplitMix64 (Steele et al. 2014): neighbouring draws give unrelated seeds."""
+    z = (base + (draw + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) & _MASK
+
+
+def _seed_draws(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

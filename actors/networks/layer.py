@@ -1,0 +1,37 @@
+"""A named layer: one tensor in, one tensor out, built with initial weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from actors.seeds import seed_of
+
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network.
+
+    `build` makes the module; its initial weights depend on the run's seed and the layer's name only.
+    `prefix` stands before its parameters' names in the network's state.
+    """
+
+    name: str
+    build: Make
+    prefix: str
+
+
+def seeded_layer(name: str, make: Make, seed: int) -> Layer:
+    """Return a layer whose module is made under a generator seeded by (seed, name)."""
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "layer", name))
+            return make()
+
+    return Layer(name, build, f"{name}.")

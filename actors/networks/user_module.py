@@ -1,0 +1,70 @@
+"""Networks that come as one module: the user's, or torchvision's, cut into layers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from actors.errors import UserError
+from actors.networks.fx_layers import fx_segments
+from actors.networks.layer import Layer
+from actors.seeds import seed_of
+
+
+def user_module(factory: str, input_shape: tuple[int, ...], num_classes: int) -> Callable[[], nn.Module]:
+    """Return a function that calls `package.module:function`.
+
+    It is given `num_classes` and `input_shape` if its signature takes them.
+
+    Raises:
+        UserError: the path is malformed or does not import.
+    """
+    module_name, _, name = factory.partition(":")
+    if not module_name or not name:
+        raise UserError(
+            f"network.factory: got {factory!r}, expected package.module:function; write both around a colon"
+        )
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+        parameters = inspect.signature(function).parameters
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"network.factory: {factory!r} does not import as a function ({error}); check name and PYTHONPATH"
+        ) from None
+    offered = {"num_classes": num_classes, "input_shape": input_shape}
+    return lambda: function(**{key: value for key, value in offered.items() if key in parameters})
+
+
+def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[Layer]:
+    """Return the layers of one module, which is built once under (seed) and whose names stay as they are.
+
+    Args:
+        make: builds the module.
+        key: dotted config path that an error names.
+        seed: of the run.
+
+    Raises:
+        UserError: what was built is no module, or can't be cut into layers.
+    """
+
+    @cache
+    def segments() -> dict[str, tuple[str, nn.Module]]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "network"))
+            module = make()
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"{key}: returned {type(module).__name__}, expected an nn.Module; return the network"
+            )
+        if type(module) is nn.Sequential:
+            return {name: (f"{name}.", child) for name, child in module.named_children()}
+        return fx_segments(module, key)
+
+    return [
+        Layer(name, lambda name=name: segments()[name][1], prefix) for name, (prefix, _) in segments().items()
+    ]

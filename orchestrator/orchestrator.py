@@ -1,0 +1,208 @@
+"""The orchestrator: starts a run's actors, watches them, and ends the run.
+
+    setup    cluster.start -> assign (specs from the plan) -> connect (edges from the wiring) -> launch
+    drive    wait on the actors' runs; at most once a second read their reports -> status, metrics, progress
+    finish   commit the last snapshot, check every edge's ledger, write summary.json
+
+It handles small facts only; tensors go from block to block. The parts it drives never refer back to it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from actors.block_actor import checkpoint_folder
+from actors.errors import RunError
+from actors.shard import ShardFile
+from orchestrator.checkpoints import commit
+from orchestrator.cluster.contract import Assignment, Cluster, Ended, Request
+from orchestrator.config import RunConfig
+from orchestrator.metrics import Metrics
+from orchestrator.plan import Plan
+from orchestrator.progress import TrainingProgress
+from orchestrator.run_directory import RunDirectory
+from orchestrator.specs import block_spec, source_spec
+from orchestrator.status import status_of
+from orchestrator.summary import (
+    Summary,
+    accuracy,
+    block_entry,
+    bottleneck,
+    edge_entry,
+    last_evaluation,
+    mean_loss,
+    weights_sha256,
+)  # fmt: skip
+from orchestrator.wiring import SOURCE, block_name
+
+REPORT_EVERY_S = 1.0
+SOURCE_CPUS = 0.01
+
+
+class Orchestrator:
+    """Drives one run from start to summary.
+
+    Args:
+        config: the resolved config.
+        plan: what the run is made of.
+        directory: where it is written.
+        cluster: where the actors run; closed by the caller.
+        progress: whether to show progress.
+    """
+
+    def __init__(
+        self, config: RunConfig, plan: Plan, directory: RunDirectory, cluster: Cluster, *, progress: bool
+    ) -> None:
+        self.config, self.plan, self.directory, self.cluster = config, plan, directory, cluster
+        self.names = [block_name(index) for index in range(len(plan.blocks))]
+        self.num_batches = plan.batches_per_epoch * config.training.epochs
+        self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, progress)
+        self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
+        self.facts: dict[str, Mapping[str, Any]] = {}
+        self.stop_asked = False
+        self._launched = 0.0
+
+    def run(self) -> Summary:
+        """Train to the end, or to the batch after a stop was asked for.
+
+        Raises:
+            UserError: an actor refused its settings.
+            RunError: an actor failed; the reason is its own.
+        """
+        try:
+            self._write_status("starting", {})
+            self._setup()
+            with self._stop_on_signal():
+                self._drive()
+            return self._finish()
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            self._write_status("failed", {}, reason=reason.splitlines()[0])
+            raise
+        finally:
+            self.progress.close()
+            self.metrics.close()
+
+    def _setup(self) -> None:
+        config, run = self.config, self.directory.run_id
+        placement = config.placement
+        requests = [Request(SOURCE, SOURCE_CPUS)]
+        requests += [Request(name, self._cpus(), placement.gpus_per_block) for name in self.names]
+        self.cluster.start(requests)
+        assignments = {SOURCE: Assignment(source_spec(config, self.plan, run))}
+        for index, name in enumerate(self.names):
+            spec = block_spec(config, self.plan, index, run, self.directory.checkpoints)
+            assignments[name] = Assignment(spec, self.plan.shapes[index])
+        self.cluster.assign(assignments)
+        self.cluster.connect(self.plan.wiring.edges)
+
+    def _cpus(self) -> float:
+        asked = self.config.placement.cpus_per_block
+        return self.cluster.cpus_for(len(self.names), SOURCE_CPUS) if asked == "auto" else float(asked)
+
+    def _drive(self) -> None:
+        self._launched = time.monotonic()
+        self.cluster.launch()
+        reported = 0.0
+        while len(self.facts) < len(self.names) + 1:
+            for ended in self.cluster.poll(REPORT_EVERY_S):
+                self._accept(ended)
+            if time.monotonic() - reported >= REPORT_EVERY_S:
+                self._observe(self.cluster.reports())
+                reported = time.monotonic()
+        self.wall_s = time.monotonic() - self._launched
+        self._observe(self.facts)
+
+    def _accept(self, ended: Ended) -> None:
+        if ended.facts is None:
+            self.metrics.event(event="failed", actor=ended.name, reason=ended.reason)
+            raise RunError(f"{ended.name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
+        self.facts[ended.name] = ended.facts
+
+    def _observe(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        blocks = {name: reports[name] for name in self.names if name in reports}
+        if len(blocks) < len(self.names):
+            return
+        last = blocks[self.names[-1]]
+        tested = accuracy(last_evaluation(last, "test"))
+        self.metrics.observe(last["version"], blocks)
+        self._write_status("running", reports)
+        self.progress.show(last["version"], tested, blocks)
+
+    def _finish(self) -> Summary:
+        blocks = [self.facts[name] for name in self.names]
+        self._commit(blocks)
+        summary = self._summarise(blocks)
+        self.directory.write_summary(summary.as_dict())
+        self._write_status(summary.status, self.facts)
+        return summary
+
+    def _commit(self, blocks: list[Mapping[str, Any]]) -> None:
+        position = self.facts[SOURCE]["version"] - 1
+        shards = [ShardFile(**facts["shards"][position]) for facts in blocks]
+        commit(
+            self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id
+        )
+
+    def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
+        last = blocks[-1]
+        digests = {name: digest for facts in blocks for name, digest in facts["digests"].items()}
+        entries = [block_entry(facts) for facts in blocks]
+        trained = self.facts[SOURCE]["version"]
+        epochs, rest = divmod(trained, self.plan.batches_per_epoch)
+        samples = epochs * self.plan.num_samples + rest * self.config.data.batch_size
+        tested = last_evaluation(last, "test")
+        return Summary(
+            method=str(self.config.rule.name or self.config.rule.factory),
+            status="completed" if trained == self.num_batches else "stopped",
+            test_accuracy=accuracy(tested),
+            test_loss=mean_loss(tested),
+            validation_accuracy=accuracy(last_evaluation(last, "validation")),
+            samples_per_s=samples / self.wall_s,
+            wall_s=self.wall_s,
+            epochs=epochs,
+            seed=self.config.seed,
+            weights_sha256=weights_sha256(digests),
+            bottleneck=bottleneck(entries),
+            run_dir=str(self.directory.path),
+            blocks=entries,
+            edges=[
+                edge_entry(edge.name, self.facts[edge.producer], self.facts[edge.consumer])
+                for edge in self.plan.wiring.edges
+            ],
+        )
+
+    def _write_status(
+        self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None
+    ) -> None:
+        self.directory.write_status(
+            status_of(state, reports, self.names, self.num_batches, self.plan.batches_per_epoch, reason)
+        )
+
+    @contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM makes the next batch the last one; the second ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, _: object) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+            self.progress.say("stopping after the next batch; once more to stop at once")
+            self.cluster.order(SOURCE, "stop")
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""What a run will be made of, known before any actor starts: data facts, layers, cuts, shapes, needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from actors.datasets.batches import TrainBatches
+from actors.datasets.loading import load_data
+from actors.errors import UserError
+from actors.needs import Needs, Place
+from actors.networks.body import Body
+from actors.networks.cuts import cut_layers
+from actors.networks.layer import Layer
+from actors.networks.network import network_layers
+from actors.plugins import plugin_class
+from orchestrator.config import RunConfig
+from orchestrator.specs import data_spec, network_spec
+from orchestrator.wiring import Wiring, wire
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The facts every spec is made from.
+
+    `shapes[j]` is the shape of one sample of block j's input.
+    """
+
+    blocks: tuple[tuple[str, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    wiring: Wiring
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_samples: int
+    batches_per_epoch: int
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Load the data's facts, cut the network and wire the blocks.
+
+    Raises:
+        UserError: data, network or cuts are not what they must be.
+    """
+    data = load_data(data_spec(config))
+    batches = TrainBatches(data, data_spec(config), config.training.epochs)
+    layers = network_layers(network_spec(config), data.input_shape, data.num_classes, config.seed)
+    blocks = cut_layers([layer.name for layer in layers], config.network.blocks, config.network.cuts)
+    modules, shapes = _shapes(layers, blocks, data.input_shape, config.seed)
+    if batches.last_batch_size == 1 and any(_has_batch_norm(module) for module in modules):
+        raise UserError(
+            f"data.batch_size: got {config.data.batch_size}, which leaves a last batch of one sample of "
+            f"{len(data.train)}, and batch norm needs two; choose another batch size or data.limit"
+        )
+    return Plan(
+        blocks=tuple(tuple(block) for block in blocks),
+        shapes=shapes,
+        wiring=wire(
+            _needs(config, len(blocks)),
+            schedule=config.schedule.name,
+            delay_per_hop=config.schedule.delay_per_hop,
+        ),
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        num_samples=len(data.train),
+        batches_per_epoch=batches.batches_per_epoch,
+    )
+
+
+def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
+    rule = plugin_class("rule", name=config.rule.name, factory=config.rule.factory)
+    settings = rule.Config(**config.rule.options)
+    return [rule.needs(settings, Place(index, num_blocks)) for index in range(num_blocks)]
+
+
+def _shapes(
+    layers: Sequence[Layer], blocks: Sequence[Sequence[str]], shape: tuple[int, ...], seed: int
+) -> tuple[list[Body], tuple[tuple[int, ...], ...]]:
+    """Build every block once without memory for its weights and pass shapes through."""
+    by_name = {layer.name: layer for layer in layers}
+    bodies, shapes = [], [tuple(shape)]
+    for names in blocks:
+        with torch.device("meta"):
+            body = Body([by_name[name] for name in names], seed=seed)
+        shapes.append(body.output_shape(shapes[-1]))
+        bodies.append(body)
+    return bodies, tuple(shapes[:-1])
+
+
+def _has_batch_norm(body: Body) -> bool:
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in body.modules())

@@ -1,0 +1,129 @@
+"""Turns a validated config into what actors are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.datasets.dataset import DataSpec
+from actors.edges import EdgeSettings
+from actors.networks.network import NetworkSpec
+from actors.optimizers import OptimizerSpec, RateSchedule
+from actors.spec import BlockSpec, Machine, PluginSpec, SourceSpec
+from orchestrator.config import RunConfig
+from orchestrator.wiring import block_name
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan
+
+
+def data_spec(config: RunConfig) -> DataSpec:
+    """Return what the data actor loads."""
+    data = config.data
+    return DataSpec(
+        name=data.name, factory=data.factory, root=data.root, limit=data.limit,
+        validation=data.validation, batch_size=data.batch_size, workers=data.workers,
+        augment=data.augment, seed=config.seed, options=data.options,
+    )  # fmt: skip
+
+
+def network_spec(config: RunConfig) -> NetworkSpec:
+    """Return the network to build."""
+    network = config.network
+    return NetworkSpec(
+        name=network.name, factory=network.factory, weights=network.weights, options=network.options
+    )
+
+
+def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
+    """Return the data actor's spec."""
+    evaluation = config.evaluation
+    every = evaluation.every_batches
+    if evaluation.every_epochs:
+        every = evaluation.every_epochs * plan.batches_per_epoch
+    return SourceSpec(
+        run=run,
+        data=data_spec(config),
+        epochs=config.training.epochs,
+        edges=plan.wiring.source,
+        evaluate_every=every,
+        evaluation_batch_size=evaluation.batch_size or config.data.batch_size,
+        settings=_edge_settings(config),
+        machine=_machine(config, device="cpu", threads=1),
+    )
+
+
+def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints: Path) -> BlockSpec:
+    """Return the spec of one block's actor."""
+    placement = config.placement
+    return BlockSpec(
+        run=run,
+        name=block_name(index),
+        index=index,
+        num_blocks=len(plan.blocks),
+        seed=config.seed,
+        layers=plan.blocks[index],
+        network=network_spec(config),
+        input_shape=plan.input_shape,
+        num_classes=plan.num_classes,
+        rule=PluginSpec(config.rule.name, config.rule.factory, config.rule.options),
+        objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
+        optimizers=optimizer_specs(config, plan, index),
+        edges=plan.wiring.blocks[index],
+        settings=_edge_settings(config),
+        machine=_machine(
+            config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads
+        ),
+        accumulate=config.training.accumulate,
+        checkpoints=str(checkpoints),
+    )
+
+
+def optimizer_specs(config: RunConfig, plan: Plan, index: int) -> dict[str, OptimizerSpec]:
+    """Return the optimizer of every group of one block: base, then per-block, then per-group settings."""
+    optimizer = config.optimizer
+    base = {"name": optimizer.name, "lr": optimizer.lr, "clip": optimizer.clip, **optimizer.options}
+    base |= dict(optimizer.blocks.get(index, {}))
+    schedule = _rate_schedule(config, plan)
+    groups: dict[str, Mapping[str, Any]] = {
+        "body": {}, "heads": optimizer.heads, "synthesizer": optimizer.synthesizer,
+    }  # fmt: skip
+    return {group: _optimizer_spec(base | dict(own), schedule) for group, own in groups.items()}
+
+
+def _optimizer_spec(settings: Mapping[str, Any], schedule: RateSchedule) -> OptimizerSpec:
+    arguments = {key: value for key, value in settings.items() if key not in ("name", "clip")}
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    return OptimizerSpec(settings["name"], arguments, settings["clip"], schedule)
+
+
+def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
+    schedule = config.optimizer.schedule
+    per_epoch = plan.batches_per_epoch / config.training.accumulate
+    total = -(-plan.batches_per_epoch * config.training.epochs // config.training.accumulate)
+    return RateSchedule(
+        name=schedule.name,
+        warmup=round(schedule.warmup_epochs * per_epoch),
+        milestones=tuple(round(epoch * per_epoch) for epoch in schedule.milestones),
+        gamma=schedule.gamma,
+        total=total,
+    )
+
+
+def _edge_settings(config: RunConfig) -> EdgeSettings:
+    buffers = config.buffers
+    window = buffers.window or min(2, buffers.capacity)
+    return EdgeSettings(capacity=buffers.capacity, window=window, limit=buffers.capacity)
+
+
+def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
+    training = config.training
+    return Machine(
+        device=device,
+        threads=threads,
+        channels_last=training.channels_last,
+        deterministic=training.deterministic,
+        compile=training.compile,
+        deadline_s=config.placement.deadline_s,
+    )
