@@ -1,0 +1,21 @@
+"""The config of a run: YAML files and overrides, merged and validated. Imports neither torch nor Ray."""
+
+from orchestrator.config.load import (
+    config_from_mapping,
+    expand_seeds,
+    load_config,
+    load_runs,
+    resolved,
+    same_run,
+)
+from orchestrator.config.sections import RunConfig
+
+__all__ = [
+    "RunConfig",
+    "config_from_mapping",
+    "expand_seeds",
+    "load_config",
+    "load_runs",
+    "resolved",
+    "same_run",
+]

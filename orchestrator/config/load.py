@@ -1,0 +1,166 @@
+"""Reads YAML files left to right, then dotted overrides, and validates the result."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from actors.errors import UserError
+from orchestrator.config.catalog import Catalog
+from orchestrator.config.refusals import check, sentence
+from orchestrator.config.sections import RunConfig, Section
+
+_CREDENTIAL = re.compile(r"(^|_)(token|secret|password|key|credentials?)(_|$)", re.IGNORECASE)
+_NOT_OF_THE_RUN = ("run_dir", "placement", "checkpoint", "recovery", "evaluation", "faults")
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str], catalog: Catalog) -> RunConfig:
+    """Return the one run that the files and overrides describe.
+
+    Raises:
+        UserError: a file can't be read, or a key or value is not what it must be.
+    """
+    return config_from_mapping(_merge(files, overrides), catalog)
+
+
+def load_runs(files: Sequence[str | Path], overrides: Sequence[str], catalog: Catalog) -> list[RunConfig]:
+    """Return one run per seed: `seed=[1,2,3]` describes three.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    raw = _merge(files, overrides)
+    raw.setdefault("run_dir", f"runs/{'-'.join(Path(file).stem for file in files)}")
+    return [config_from_mapping(run, catalog) for run in expand_seeds(raw)]
+
+
+def expand_seeds(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one mapping per seed, each with its own run directory below `run_dir`."""
+    seeds = raw.get("seed", 0)
+    if not isinstance(seeds, list):
+        return [dict(raw)]
+    if not seeds or len(set(map(str, seeds))) != len(seeds):
+        raise UserError(f"seed: got {seeds}, expected different numbers; list every seed once")
+    return [{**raw, "seed": seed, "run_dir": f"{raw.get('run_dir')}/seed-{seed}"} for seed in seeds]
+
+
+def config_from_mapping(raw: Mapping[str, Any], catalog: Catalog) -> RunConfig:
+    """Validate a mapping in the form of the YAML files.
+
+    Raises:
+        UserError: a key or value is not what it must be; names its dotted path.
+    """
+    _refuse_unknown(RunConfig, raw, "")
+    try:
+        config = RunConfig(**raw)
+    except ValidationError as error:
+        raise UserError(sentence(error)) from None
+    check(config, catalog)
+    return config
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """Return plain values that load back to an equal config; credentials are redacted."""
+    plain = config.model_dump(mode="json", exclude_none=True)
+    for section in plain.values():
+        if isinstance(section, dict) and isinstance(section.get("options"), dict):
+            section |= section.pop("options")
+    return _redacted(plain)
+
+
+def same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved configs describe different runs."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    differing = []
+    for key in sorted(before.keys() | after.keys()):
+        if key.split(".")[0] in _NOT_OF_THE_RUN or before.get(key) == after.get(key):
+            continue
+        if key == "training.epochs" and after.get(key, 0) > before.get(key, 0):
+            continue
+        differing.append(key)
+    return differing
+
+
+def _merge(files: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
+    merged = OmegaConf.create()
+    for file in files:
+        merged = OmegaConf.merge(merged, _read(Path(file)))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", key) or "=" not in override:
+            raise UserError(
+                f"{override!r}: expected key=value with a dotted key, such as training.epochs=5; correct it"
+            )
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([f"{key}={value}"]))
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise UserError(f"{key}: {value!r} can't be set ({_line(error)}); check key and value") from None
+    try:
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: an interpolation can't be resolved ({_line(error)}); correct it") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file; shipped ones are under configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({_line(error)}); give a readable YAML file") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{place}: not YAML ({getattr(error, 'problem', error)}); correct the file"
+        ) from None
+    if not OmegaConf.is_dict(loaded):
+        raise UserError(
+            f"{path}: holds a list or a scalar, expected sections such as `data:`; correct the file"
+        )
+    return loaded
+
+
+def _refuse_unknown(model: type[BaseModel], raw: Any, where: str) -> None:
+    """Name an unknown key with the nearest known one before pydantic counts everything that is wrong."""
+    if not isinstance(raw, Mapping):
+        return
+    collects = issubclass(model, Section) and model.collects_options
+    for key, value in raw.items():
+        path = f"{where}.{key}" if where else str(key)
+        field = model.model_fields.get(str(key))
+        if field is None and not collects:
+            close = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "remove it"
+            raise UserError(f"{path}: unknown key, expected one of {', '.join(model.model_fields)}; {hint}")
+        kind = field.annotation if field is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            _refuse_unknown(kind, value, path)
+
+
+def _redacted(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: "<redacted>" if _CREDENTIAL.search(str(k)) else _redacted(v) for k, v in tree.items()}
+    return [_redacted(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

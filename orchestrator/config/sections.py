@@ -1,0 +1,207 @@
+"""The sections of a config, one model each. Keys of a plug-in go into its section's `options`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base: frozen, and closed unless `collects_options` is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+    collects_options: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, values: Any) -> Any:
+        """Move keys that belong to the chosen plug-in into `options`, where the catalog's model checks them."""
+        if not cls.collects_options or not isinstance(values, dict):
+            return values
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        foreign = {key: value for key, value in values.items() if key not in cls.model_fields}
+        return own | ({"options": {**own.get("options", {}), **foreign}} if foreign else {})
+
+
+class DataSection(Section):
+    """What is learned from."""
+
+    collects_options = True
+
+    name: str | None = None
+    """A data set: digits, fashion_mnist, mnist, cifar10, image_folder, generated."""
+    factory: str | None = None
+    """package.module:function that returns a map-style Dataset."""
+    root: str | None = None
+    """Folder that holds the data."""
+    limit: int | None = Field(default=None, ge=1)
+    """Train on this many samples only."""
+    validation: float = Field(default=0.0, ge=0)
+    """Part of the training set that is held out: a fraction below 1, or a number of samples."""
+    batch_size: int = Field(default=128, ge=1)
+    """Samples in a batch."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches; 0: the data actor itself."""
+    augment: bool = False
+    """Random crops and flips, as usual for the data set."""
+    options: dict[str, Any] = {}
+
+
+class NetworkSection(Section):
+    """What is trained, and where it is cut into blocks."""
+
+    collects_options = True
+
+    name: str | None = None
+    """A network: mlp, cnn, vgg, resnet, torchvision_model."""
+    factory: str | None = None
+    """package.module:function that returns an nn.Module."""
+    blocks: int | Literal["auto"] | None = None
+    """Number of blocks, cut evenly."""
+    cuts: list[str] | None = None
+    """Layers that each start a new block."""
+    weights: str | None = None
+    """A .safetensors file to start from."""
+    options: dict[str, Any] = {}
+
+
+class PluginSection(Section):
+    """A rule or an objective, by name or by factory."""
+
+    collects_options = True
+
+    name: str | None = None
+    factory: str | None = None
+    """package.module:Class of your own."""
+    options: dict[str, Any] = {}
+
+
+class ScheduleSection(Section):
+    """When a block may work."""
+
+    name: Literal["pipeline", "lockstep", "sequential", "replay"] = "pipeline"
+    """pipeline: first in, first out; lockstep: one batch in the whole chain at a time."""
+    delay_per_hop: float = Field(default=0.0, ge=0)
+    """Feedback of h hops is handled 1 + floor(delay_per_hop * h) batches later."""
+    input_delay: int | None = Field(default=None, ge=1)
+    late: Literal["stash", "recompute"] | None = None
+    feedback: Literal["fixed", "as_it_arrives"] = "fixed"
+
+
+class BuffersSection(Section):
+    """How much may wait on an edge."""
+
+    mode: Literal["fixed", "auto"] = "fixed"
+    capacity: int = Field(default=4, ge=1)
+    """Messages that may wait on an edge."""
+    window: int | None = Field(default=None, ge=1)
+    """Calls a consumer keeps outstanding; default the smaller of 2 and the capacity."""
+    capacity_bytes: int | None = None
+    order: str | None = None
+    max_reuse: int | None = None
+    on_full: str | None = None
+    samples_per_insert: float | None = None
+    tolerance: float | None = None
+
+
+class RateScheduleSection(Section):
+    """How the learning rate changes."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs over which the rate rises from 0."""
+    milestones: list[float] = []
+    """For step: the epochs at which the rate is multiplied by gamma."""
+    gamma: float = Field(default=0.1, gt=0)
+
+
+class OptimizerSection(Section):
+    """An optimizer of torch.optim for every block; its own arguments stand beside `lr`."""
+
+    collects_options = True
+
+    name: str = "sgd"
+    lr: float = Field(default=0.05, ge=0)
+    """Learning rate."""
+    schedule: RateScheduleSection = RateScheduleSection()
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of a parameter group's gradient, per block."""
+    heads: dict[str, Any] = {}
+    """Other settings for auxiliary heads."""
+    synthesizer: dict[str, Any] = {}
+    """Other settings for what a rule itself learns."""
+    blocks: dict[int, dict[str, Any]] = {}
+    """Other settings for a block, by its index."""
+    options: dict[str, Any] = {}
+
+
+class TrainingSection(Section):
+    """How long and how exactly."""
+
+    epochs: int = Field(default=5, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Batches per optimizer step."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """Compile every layer with torch.compile."""
+    channels_last: bool = False
+    """Keep images channel by channel in memory; faster for convolutions on most processors."""
+    deterministic: bool = True
+    """Use deterministic algorithms only."""
+
+
+class EvaluationSection(Section):
+    """When the network is evaluated during training; it always is at the end."""
+
+    every_batches: int | None = Field(default=None, ge=1)
+    every_epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    """Samples in an evaluation batch; default: data.batch_size."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> EvaluationSection:
+        if self.every_batches is not None and self.every_epochs is not None:
+            raise ValueError("expected every_batches or every_epochs, not both")
+        return self
+
+
+class PlacementSection(Section):
+    """Where the blocks run."""
+
+    backend: Literal["ray", "in_process"] = "ray"
+    gpus_per_block: float = Field(default=0.0, ge=0)
+    cpus_per_block: float | Literal["auto"] = "auto"
+    """auto: one, or an equal share where blocks outnumber the cores."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of a block's arithmetic."""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    deadline_s: float = Field(default=600.0, gt=0)
+    """Longest an actor waits on one edge without a message."""
+    object_store_bytes: int | None = Field(default=None, ge=78_643_200)
+    """Size of a local cluster's object store."""
+    blocks: dict[int, Any] | None = None
+    blocks_per_actor: int | None = None
+    rebalance: bool | None = None
+
+
+class RunConfig(Section):
+    """Everything a run is made of."""
+
+    run_dir: str | None = None
+    seed: int = Field(default=0, ge=0)
+    data: DataSection = DataSection()
+    network: NetworkSection = NetworkSection()
+    rule: PluginSection = PluginSection(name="local")
+    objective: PluginSection = PluginSection(name="cross_entropy")
+    schedule: ScheduleSection = ScheduleSection()
+    buffers: BuffersSection = BuffersSection()
+    staleness: dict[str, Any] | None = None
+    optimizer: OptimizerSection = OptimizerSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    placement: PlacementSection = PlacementSection()
+    checkpoint: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
+    wire: str | dict[str, Any] | None = None
+    faults: dict[str, Any] | None = None

@@ -1,0 +1,137 @@
+"""A run on disk: its config, status, metrics, checkpoints and summary. Private to its user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from actors.errors import UserError
+from orchestrator.config import RunConfig, resolved, same_run
+
+_OWN = ("status.json", "metrics.jsonl", "summary.json", "run_id", "tensorboard", "checkpoints", "config.yaml")
+
+
+class RunDirectory:
+    """The folder of one run. Make it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_yaml = path / "config.yaml"
+        self.status_json = path / "status.json"
+        self.metrics_jsonl = path / "metrics.jsonl"
+        self.summary_json = path / "summary.json"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create(cls, config: RunConfig, *, fresh: bool = False) -> RunDirectory:
+        """Make the run's folder, or return that of a finished run of the same config.
+
+        Raises:
+            UserError: the folder holds something else, or an unfinished run.
+        """
+        directory = cls(Path(config.run_dir or "runs/run").absolute())
+        if directory.config_yaml.exists() and fresh:
+            directory._clear()
+        if directory.config_yaml.exists():
+            directory._check_same(config)
+            return directory
+        if directory.path.is_file() or (directory.path.is_dir() and any(directory.path.iterdir())):
+            raise UserError(f"run_dir: {directory.path} exists and is no run; choose another run_dir")
+        try:
+            directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.checkpoints.mkdir()
+            (directory.path / "run_id").write_text(uuid.uuid4().hex)
+            directory.config_yaml.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+        except OSError as error:
+            raise UserError(
+                f"run_dir: {directory.path} can't be written ({error.strerror}); choose another run_dir"
+            ) from None
+        return directory
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Return an existing run.
+
+        Raises:
+            UserError: there is none at `path`.
+        """
+        directory = cls(Path(path).absolute())
+        if not directory.config_yaml.is_file():
+            raise UserError(
+                f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run"
+            )
+        return directory
+
+    @property
+    def run_id(self) -> str:
+        """Name of this run in every message."""
+        return (self.path / "run_id").read_text()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has been trained to its end."""
+        return self.summary_json.exists() and self.read_summary()["status"] == "completed"
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return summary.json."""
+        return json.loads(self.summary_json.read_text())
+
+    def read_status(self) -> dict[str, Any]:
+        """Return status.json.
+
+        Raises:
+            UserError: the run has not written one.
+        """
+        if not self.status_json.exists():
+            raise UserError(f"{self.path}: has no status yet; the run has not started")
+        return json.loads(self.status_json.read_text())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json by rename."""
+        write_json(self.summary_json, summary)
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Write status.json by rename."""
+        write_json(self.status_json, status)
+
+    def _check_same(self, config: RunConfig) -> None:
+        old = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+        assert isinstance(old, dict)
+        differing = same_run({str(k): v for k, v in old.items()}, resolved(config))
+        if differing:
+            raise UserError(
+                f"run_dir: {self.path} holds another run (it differs in {', '.join(differing[:5])}); "
+                f"choose another run_dir, or start anew with --fresh"
+            )
+        if not self.is_finished:
+            raise UserError(
+                f"run_dir: {self.path} holds an unfinished run, which this version can't continue; "
+                f"start anew with --fresh"
+            )
+
+    def _clear(self) -> None:
+        """Delete what a run writes, and nothing else."""
+        for name in _OWN:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
