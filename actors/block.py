@@ -95,9 +95,7 @@ class Block:
         kind, config = self._plugin("rule", self.spec.rule)
         self.needs = kind.needs(config, self.place)
         below = Place(self.place.index - 1, self.place.num_blocks)
-        self.sends_gradient = (
-            not self.place.is_first and kind.needs(config, below).feedback is Feedback.NEXT_BLOCK
-        )
+        self.sends_gradient = not self.place.is_first and kind.needs(config, below).feedback is Feedback.NEXT_BLOCK
         with self._initial("rule"):
             return kind(config, self.place)
 
@@ -195,9 +193,7 @@ class Block:
                 sums = self.objective.evaluate(h, batch)
                 sums["num_samples"] = torch.tensor(float(h.shape[0]))
                 for name, value in sums.items():
-                    self._sums[name] = (
-                        self._sums.get(name, torch.tensor(0.0, dtype=torch.float64)) + value.cpu()
-                    )
+                    self._sums[name] = self._sums.get(name, torch.tensor(0.0, dtype=torch.float64)) + value.cpu()
         self.train()
         if not message.flags & Flags.SPLIT_END:
             return h, None
@@ -242,11 +238,7 @@ class Block:
         self.body.load_named_state(state["body"])
         for kind, module in (("rule", self.rule), ("objective", self.objective)):
             if module is not None:
-                own = {
-                    k.removeprefix(f"{kind}."): v
-                    for k, v in state["auxiliary"].items()
-                    if k.startswith(f"{kind}.")
-                }
+                own = {k.removeprefix(f"{kind}."): v for k, v in state["auxiliary"].items() if k.startswith(f"{kind}.")}
                 module.load_state_dict(own)
         for group, optimizer in self.optimizers.items():
             optimizer.optimizer.load_state_dict(state["optimizers"][group])

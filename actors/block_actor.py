@@ -27,9 +27,7 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
-        super().__init__(
-            spec.run, spec.name, outgoing_edges(spec), spec.settings, spec.machine, spec.incarnation
-        )
+        super().__init__(spec.run, spec.name, outgoing_edges(spec), spec.settings, spec.machine, spec.incarnation)
         self.spec = spec
         self.block = Block(spec, shape)
         self.evaluations: list[Evaluation] = []

@@ -22,9 +22,7 @@ class ModulePass:
         draw: names the random draws of this pass.
     """
 
-    def __init__(
-        self, body: Body, received: Tensor, batch: Batch, *, input_gradient: bool, draw: int
-    ) -> None:
+    def __init__(self, body: Body, received: Tensor, batch: Batch, *, input_gradient: bool, draw: int) -> None:
         self.batch = batch
         self._body = body
         self._input = received.requires_grad_() if input_gradient else received

@@ -37,9 +37,7 @@ class Objective(nn.Module):
     class Config(ObjectiveConfig):
         """No settings."""
 
-    def __init__(
-        self, config: ObjectiveConfig, place: Place, shape: tuple[int, ...], num_classes: int
-    ) -> None:
+    def __init__(self, config: ObjectiveConfig, place: Place, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.place = place

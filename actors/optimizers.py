@@ -59,17 +59,14 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
     return {
         name.lower(): value
         for name, value in vars(torch.optim).items()
-        if isinstance(value, type)
-        and issubclass(value, torch.optim.Optimizer)
-        and name.lower() not in skipped
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name.lower() not in skipped
     }
 
 
 def optimizer_arguments() -> dict[str, frozenset[str]]:
     """Return the keyword arguments of every optimizer by its name."""
     return {
-        name: frozenset(inspect.signature(kind).parameters) - {"params"}
-        for name, kind in optimizer_classes().items()
+        name: frozenset(inspect.signature(kind).parameters) - {"params"} for name, kind in optimizer_classes().items()
     }
 
 

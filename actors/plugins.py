@@ -62,15 +62,11 @@ def import_plugin(kind: str, path: str) -> type:
     _, base = _FOLDERS[kind]
     module_name, _, attribute = path.partition(":")
     if not attribute:
-        raise UserError(
-            f"{kind}.factory: got {path!r}, expected package.module:Class; name the class after a colon"
-        )
+        raise UserError(f"{kind}.factory: got {path!r}, expected package.module:Class; name the class after a colon")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{kind}.factory: {path!r} does not import ({error}); check the name and the path"
-        ) from None
+        raise UserError(f"{kind}.factory: {path!r} does not import ({error}); check the name and the path") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"{kind}.factory: {path!r} is {found!r}, expected a subclass of {base.__module__}.{base.__name__}"

@@ -47,17 +47,13 @@ def read_shard(folder: Path, file: ShardFile) -> Any:
     """
     path = folder / file.name
     if Path(file.name).name != file.name:
-        raise RunError(
-            f"shard {file.name!r}: expected a plain file name in {folder}; the manifest is refused"
-        )
+        raise RunError(f"shard {file.name!r}: expected a plain file name in {folder}; the manifest is refused")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RunError(f"shard {path}: can't be read ({error.strerror})") from None
     if len(data) != file.num_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        raise RunError(
-            f"shard {path}: got {len(data)} bytes that do not match the manifest's hash; it is damaged"
-        )
+        raise RunError(f"shard {path}: got {len(data)} bytes that do not match the manifest's hash; it is damaged")
     try:
         with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
             tree = json.loads(opened.metadata()["state"])

@@ -50,8 +50,8 @@ class BlockSpec:
     objective: PluginSpec
     optimizers: Mapping[str, OptimizerSpec]
     edges: BlockEdges
-    settings: EdgeSettings = EdgeSettings()
-    machine: Machine = Machine()
+    settings: EdgeSettings = field(default_factory=EdgeSettings)
+    machine: Machine = field(default_factory=Machine)
     accumulate: int = 1
     checkpoints: str | None = None
     incarnation: int = 0
@@ -70,7 +70,7 @@ class SourceSpec:
     edges: SourceEdges
     evaluate_every: int | None = None
     evaluation_batch_size: int = 256
-    settings: EdgeSettings = EdgeSettings()
-    machine: Machine = Machine()
+    settings: EdgeSettings = field(default_factory=EdgeSettings)
+    machine: Machine = field(default_factory=Machine)
     name: str = "source"
     incarnation: int = 0

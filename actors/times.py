@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHARES = (
+SHARES: tuple[str, ...] = (
     "compute", "evaluate", "wait_input", "wait_feedback", "wait_output", "transfer", "snapshot", "other",
 )  # fmt: skip
 

@@ -63,9 +63,7 @@ def open_cluster(config: RunConfig) -> Cluster:
         return InProcessCluster()
     from orchestrator.cluster.ray_cluster import RayCluster
 
-    return RayCluster(
-        strategy=config.placement.strategy, object_store_bytes=config.placement.object_store_bytes
-    )
+    return RayCluster(strategy=config.placement.strategy, object_store_bytes=config.placement.object_store_bytes)
 
 
 def check_machine(config: RunConfig) -> None:

@@ -18,9 +18,7 @@ def find_catalog() -> Catalog:
     """Return everything that a config may name."""
     return Catalog(
         rules={name: _describe(name, find_plugin("rule", name)) for name in plugin_names("rule")},
-        objectives={
-            name: _describe(name, find_plugin("objective", name)) for name in plugin_names("objective")
-        },
+        objectives={name: _describe(name, find_plugin("objective", name)) for name in plugin_names("objective")},
         networks=network_options(),
         datasets=tuple(dataset_names()),
         optimizers=optimizer_arguments(),

@@ -31,9 +31,7 @@ console = Console(highlight=False)
 
 @app.command()
 def train(
-    config: Annotated[
-        list[str], typer.Argument(help="YAML files, merged left to right, then key=value overrides")
-    ],
+    config: Annotated[list[str], typer.Argument(help="YAML files, merged left to right, then key=value overrides")],
     fresh: Annotated[bool, typer.Option(help="start anew where the run directory holds a run")] = False,
 ) -> None:
     """Train a run; several seeds (seed=[1,2,3]) one after another."""

@@ -17,7 +17,7 @@ class Metrics:
     def __init__(self, jsonl: Path, tensorboard: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._file = open(jsonl, "a", buffering=1)
+        self._file = jsonl.open("a", buffering=1)  # noqa: SIM115 - closed by close()
         self._writer = EventFileWriter(str(tensorboard))
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
@@ -29,8 +29,7 @@ class Metrics:
             "time_s": self._time(),
             "batch": position,
             "blocks": [
-                {k: b[k] for k in ("name", "version", "updates", "loss", "time_fraction")}
-                for b in blocks.values()
+                {k: b[k] for k in ("name", "version", "updates", "loss", "time_fraction")} for b in blocks.values()
             ],
         }
         self._write(entry)
@@ -71,11 +70,13 @@ class Metrics:
         self._file.write(json.dumps(entry) + "\n")
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import event_pb2, summary_pb2
 
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        summary = summary_pb2.Summary(  # type: ignore[attr-defined]
+            value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)]  # type: ignore[attr-defined]
+        )
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)  # type: ignore[attr-defined]
+        self._writer.add_event(event)
 
     def _time(self) -> float:
         return round(time.monotonic() - self._since, 3)

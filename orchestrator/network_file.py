@@ -43,11 +43,7 @@ def evaluate(run: str | Path) -> dict[str, Any]:
     torch.set_num_threads(max(config.placement.threads, torch.get_num_threads()))
     splits = {"test": data.test, "validation": data.validation}
     size = config.evaluation.batch_size or config.data.batch_size
-    return {
-        name: _evaluate(network, EvalBatches(split, size))
-        for name, split in splits.items()
-        if split is not None
-    }
+    return {name: _evaluate(network, EvalBatches(split, size)) for name, split in splits.items() if split is not None}
 
 
 def export(run: str | Path, file: str | Path) -> dict[str, Any]:

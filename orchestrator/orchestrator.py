@@ -93,6 +93,7 @@ class Orchestrator:
         placement = config.placement
         requests = [Request(SOURCE, SOURCE_CPUS)]
         requests += [Request(name, self._cpus(), placement.gpus_per_block) for name in self.names]
+        self.progress.say(f"starting {len(requests)} actors")
         self.cluster.start(requests)
         assignments = {SOURCE: Assignment(source_spec(config, self.plan, run))}
         for index, name in enumerate(self.names):
@@ -100,6 +101,7 @@ class Orchestrator:
             assignments[name] = Assignment(spec, self.plan.shapes[index])
         self.cluster.assign(assignments)
         self.cluster.connect(self.plan.wiring.edges)
+        self.progress.say(f"training {len(self.names)} blocks, {self.num_batches} batches")
 
     def _cpus(self) -> float:
         asked = self.config.placement.cpus_per_block
@@ -145,9 +147,7 @@ class Orchestrator:
     def _commit(self, blocks: list[Mapping[str, Any]]) -> None:
         position = self.facts[SOURCE]["version"] - 1
         shards = [ShardFile(**facts["shards"][position]) for facts in blocks]
-        commit(
-            self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id
-        )
+        commit(self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id)
 
     def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
         last = blocks[-1]
@@ -177,9 +177,7 @@ class Orchestrator:
             ],
         )
 
-    def _write_status(
-        self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None
-    ) -> None:
+    def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
         self.directory.write_status(
             status_of(state, reports, self.names, self.num_batches, self.plan.batches_per_epoch, reason)
         )

@@ -46,6 +46,7 @@ def make_plan(config: RunConfig) -> Plan:
     data = load_data(data_spec(config))
     batches = TrainBatches(data, data_spec(config), config.training.epochs)
     layers = network_layers(network_spec(config), data.input_shape, data.num_classes, config.seed)
+    assert config.network.blocks != "auto", "refused by the config"
     blocks = cut_layers([layer.name for layer in layers], config.network.blocks, config.network.cuts)
     modules, shapes = _shapes(layers, blocks, data.input_shape, config.seed)
     if batches.last_batch_size == 1 and any(_has_batch_norm(module) for module in modules):

@@ -37,14 +37,10 @@ class TrainingProgress:
 
     def show(self, batch: int, accuracy: float | None, blocks: Mapping[str, Mapping[str, Any]]) -> None:
         """Show the last block's position, its newest test accuracy and every block's loss."""
-        epoch = min(
-            batch // max(1, self.batches_per_epoch) + 1, -(-self.num_batches // self.batches_per_epoch)
-        )
+        epoch = min(batch // max(1, self.batches_per_epoch) + 1, -(-self.num_batches // self.batches_per_epoch))
         losses = " ".join(f"{b['loss']:.3f}" for b in blocks.values() if b["loss"] is not None)
         tested = "" if accuracy is None else f"test accuracy {accuracy:.2%}  "
-        self._bar.update(
-            self._task, completed=batch, description=f"epoch {epoch}", facts=f"{tested}losses {losses}"
-        )
+        self._bar.update(self._task, completed=batch, description=f"epoch {epoch}", facts=f"{tested}losses {losses}")
         is_news = accuracy != self._last_accuracy
         if self._lines and (is_news or time.monotonic() - self._last_line > LINE_EVERY_S):
             self._last_line, self._last_accuracy = time.monotonic(), accuracy

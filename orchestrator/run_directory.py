@@ -65,9 +65,7 @@ class RunDirectory:
         """
         directory = cls(Path(path).absolute())
         if not directory.config_yaml.is_file():
-            raise UserError(
-                f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run"
-            )
+            raise UserError(f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run")
         return directory
 
     @property

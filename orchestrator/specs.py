@@ -31,9 +31,7 @@ def data_spec(config: RunConfig) -> DataSpec:
 def network_spec(config: RunConfig) -> NetworkSpec:
     """Return the network to build."""
     network = config.network
-    return NetworkSpec(
-        name=network.name, factory=network.factory, weights=network.weights, options=network.options
-    )
+    return NetworkSpec(name=network.name, factory=network.factory, weights=network.weights, options=network.options)
 
 
 def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
@@ -72,9 +70,7 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
         settings=_edge_settings(config),
-        machine=_machine(
-            config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads
-        ),
+        machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
         accumulate=config.training.accumulate,
         checkpoints=str(checkpoints),
     )

@@ -71,9 +71,7 @@ class TrainBatches:
             raise IndexError(f"batch id {batch_id} is outside 0..{self.num_batches - 1}")
         epoch, place = divmod(batch_id, self.batches_per_epoch)
         order = self._order_of(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
-        return _read(
-            self._split, order, batch_id, seed_of("batch", self._seed, epoch, batch_id), self._augmentation
-        )
+        return _read(self._split, order, batch_id, seed_of("batch", self._seed, epoch, batch_id), self._augmentation)
 
     def stream(self, first_batch_id: int = 0) -> Iterator[Batch]:
         """Batches first_batch_id..num_batches-1 in order, prepared ahead if there are data.workers."""
@@ -178,9 +176,7 @@ def _read(
 
 def _augmentation(data: Data, spec: DataSpec) -> Augmentation | None:
     if isinstance(spec.augment, str):
-        raise UserError(
-            f"data.augment: got {spec.augment!r}, expected true, false or a list; write [{spec.augment}]."
-        )
+        raise UserError(f"data.augment: got {spec.augment!r}, expected true, false or a list; write [{spec.augment}].")
     if spec.augment is True and not data.train.augment:
         raise UserError(
             f"data.augment: got true, but {data.name} has no default augmentation, expected a list of names; "

@@ -140,9 +140,7 @@ class Split:
         try:
             label = operator.index(label)
         except TypeError:
-            raise self._bad_sample(
-                index, f"a label of type {type(label).__name__}", "an integer label"
-            ) from None
+            raise self._bad_sample(index, f"a label of type {type(label).__name__}", "an integer label") from None
         if not 0 <= label < self.num_classes:
             raise self._bad_label(index, label)
         return self._tensor(index, image), label
@@ -154,9 +152,7 @@ class Split:
         if not isinstance(image, Tensor):
             raise self._bad_sample(index, type(image).__name__, "a tensor or a PIL image")
         if image.ndim != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-            raise self._bad_sample(
-                index, f"{image.dtype} {list(image.shape)}", "a uint8 or floating tensor [C, H, W]"
-            )
+            raise self._bad_sample(index, f"{image.dtype} {list(image.shape)}", "a uint8 or floating tensor [C, H, W]")
         return image.detach().as_subclass(Tensor)
 
     def _bad_sample(self, index: int, got: str, expected: str) -> UserError:

@@ -24,17 +24,12 @@ def load_from_factory(spec: DataSpec, train: bool) -> Split:
     for option in spec.options:
         if option not in OPTIONS:
             raise UserError(
-                f"data.options.{option}: got an option that data.factory does not have, expected classes; "
-                "remove it."
+                f"data.options.{option}: got an option that data.factory does not have, expected classes; remove it."
             )
     function = _imported(str(spec.factory))
     dataset = function(**_arguments(function, spec, train))
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(
-        dataset, (tuple, dict)
-    ):
-        raise _wrong(
-            spec, f"returned {type(dataset).__name__}", "a map-style dataset with __len__ and __getitem__"
-        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (tuple, dict)):
+        raise _wrong(spec, f"returned {type(dataset).__name__}", "a map-style dataset with __len__ and __getitem__")
     return Split(
         name="train" if train else "test",
         num_classes=_num_classes(spec, dataset),
@@ -46,9 +41,7 @@ def load_from_factory(spec: DataSpec, train: bool) -> Split:
 def _imported(factory: str) -> Callable[..., Any]:
     module_name, _, function_name = factory.partition(":")
     if not module_name or not function_name:
-        raise UserError(
-            f"data.factory: got {factory!r}, expected package.module:function; write both, around a colon."
-        )
+        raise UserError(f"data.factory: got {factory!r}, expected package.module:function; write both, around a colon.")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
@@ -57,9 +50,7 @@ def _imported(factory: str) -> Callable[..., Any]:
             "importable package.module:function, so check the name and PYTHONPATH."
         ) from error
     if not callable(function):
-        raise UserError(
-            f"data.factory: {factory} is {type(function).__name__}, expected a function; name a callable."
-        )
+        raise UserError(f"data.factory: {factory} is {type(function).__name__}, expected a function; name a callable.")
     return function
 
 
@@ -89,9 +80,7 @@ def _num_classes(spec: DataSpec, dataset: Any) -> int:
     if classes is None and hasattr(dataset, "targets"):
         classes = int(max(dataset.targets)) + 1
     if not isinstance(classes, int) or classes < 1:
-        raise _wrong(
-            spec, f"says it has {classes!r} classes", "a positive number (or set data.options.classes)"
-        )
+        raise _wrong(spec, f"says it has {classes!r} classes", "a positive number (or set data.options.classes)")
     return classes
 
 

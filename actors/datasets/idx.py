@@ -62,9 +62,7 @@ def _find(folder: Path, name: str) -> Path | None:
 def _require(folder: Path, name: str) -> Path:
     path = _find(folder, name)
     if path is None:
-        raise UserError(
-            f"data.root: {folder} has no {name}-ubyte.gz, expected the four idx files; set data.root."
-        )
+        raise UserError(f"data.root: {folder} has no {name}-ubyte.gz, expected the four idx files; set data.root.")
     return path
 
 

@@ -39,9 +39,7 @@ def load(spec: DataSpec, train: bool) -> Split:
     try:
         dataset = ImageFolder(str(folder), v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)]))
     except FileNotFoundError as error:
-        raise UserError(
-            f"data.root: {folder} cannot be used ({error}); put images into each class folder."
-        ) from error
+        raise UserError(f"data.root: {folder} cannot be used ({error}); put images into each class folder.") from error
     return Split(
         name="train" if train else "test",
         num_classes=len(dataset.classes),
@@ -55,9 +53,7 @@ def load(spec: DataSpec, train: bool) -> Split:
 
 def _folders(spec: DataSpec) -> tuple[Path, Path]:
     if spec.root is None:
-        raise UserError(
-            "data.root: got nothing, expected a folder with train/CLASS/ and test/CLASS/; set data.root."
-        )
+        raise UserError("data.root: got nothing, expected a folder with train/CLASS/ and test/CLASS/; set data.root.")
     root = Path(spec.root).expanduser()
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for folder in (root, root / "train", test):

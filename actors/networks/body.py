@@ -55,7 +55,7 @@ class Body(nn.Module):
 
     def named_state(self) -> dict[str, Tensor]:
         """Return parameters and persistent buffers by their names in the whole network."""
-        return {name: tensor for name, tensor in self._entries()}
+        return dict(self._entries())
 
     def load_named_state(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state in; names that belong to other blocks are ignored.

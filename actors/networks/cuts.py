@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 
 from actors.errors import UserError
@@ -26,12 +27,12 @@ def cut_layers(names: Sequence[str], blocks: int | None, cuts: Sequence[str] | N
             f"leave network.blocks out"
         )
     positions = [_position(names, cut) for cut in starts]
-    if any(a >= b for a, b in zip(positions, positions[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(positions)):
         raise UserError(
             f"network.cuts: got {starts}, expected layers in the network's order, each once; order: {', '.join(names)}"
         )
     bounds = [0, *positions, len(names)]
-    return [list(names[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(names[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def even_cuts(names: Sequence[str], blocks: int) -> list[str]:

@@ -32,9 +32,7 @@ def fx_segments(module: nn.Module, key: str) -> dict[str, tuple[str, nn.Module]]
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1 or not nodes:
-        raise UserError(
-            f"{key}: {type(module).__name__} takes {len(inputs)} inputs, expected one tensor; wrap it"
-        )
+        raise UserError(f"{key}: {type(module).__name__} takes {len(inputs)} inputs, expected one tensor; wrap it")
     segments: dict[str, tuple[str, nn.Module]] = {}
     entry, stretch = inputs[0], []
     for index, node in enumerate(nodes):
@@ -55,14 +53,10 @@ def fx_segments(module: nn.Module, key: str) -> dict[str, tuple[str, nn.Module]]
 def _is_cut(nodes: list[fx.Node], index: int, first: fx.Node) -> bool:
     """Whether after nodes[index] its value is the only one that later nodes use."""
     before = {first, *nodes[:index]}
-    return not any(
-        user in nodes[index + 1 :] or user.op == "output" for node in before for user in node.users
-    )
+    return not any(user in nodes[index + 1 :] or user.op == "output" for node in before for user in node.users)
 
 
-def _layer(
-    module: nn.Module, graph: fx.Graph, entry: fx.Node, stretch: list[fx.Node]
-) -> tuple[str, str, nn.Module]:
+def _layer(module: nn.Module, graph: fx.Graph, entry: fx.Node, stretch: list[fx.Node]) -> tuple[str, str, nn.Module]:
     last = stretch[-1]
     if len(stretch) == 1 and last.op == "call_module" and last.args == (entry,) and not last.kwargs:
         name = str(last.target)

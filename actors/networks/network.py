@@ -36,9 +36,7 @@ def network_options() -> dict[str, type[BaseModel]]:
     return {name: module.Options for name, module in modules.items() if hasattr(module, "Options")}
 
 
-def network_layers(
-    spec: NetworkSpec, input_shape: tuple[int, ...], num_classes: int, seed: int
-) -> list[Layer]:
+def network_layers(spec: NetworkSpec, input_shape: tuple[int, ...], num_classes: int, seed: int) -> list[Layer]:
     """Return the layers of a network, first to last.
 
     Args:
@@ -64,10 +62,7 @@ def network_layers(
     values = options[spec.name](**spec.options)
     if hasattr(module, "model"):
         return module_layers(lambda: module.model(values, input_shape, num_classes), "network.model", seed)
-    return [
-        seeded_layer(name, make, seed)
-        for name, make in module.layers(values, tuple(input_shape), num_classes)
-    ]
+    return [seeded_layer(name, make, seed) for name, make in module.layers(values, tuple(input_shape), num_classes)]
 
 
 def load_initial_weights(path: str, body: Body) -> None:
@@ -87,13 +82,9 @@ def load_initial_weights(path: str, body: Body) -> None:
                 )
             body.load_named_state({name: file.get_tensor(name) for name in body.named_state()})
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"network.weights: {path} can't be read ({error}); give a .safetensors file"
-        ) from None
+        raise UserError(f"network.weights: {path} can't be read ({error}); give a .safetensors file") from None
     except KeyError as error:
-        raise UserError(
-            f"network.weights: {path}: {error.args[0]}; use the network it was made with"
-        ) from None
+        raise UserError(f"network.weights: {path}: {error.args[0]}; use the network it was made with") from None
 
 
 def _module(name: str) -> ModuleType:

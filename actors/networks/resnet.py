@@ -39,9 +39,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and channels == width
-            else nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
-            )
+            else nn.Sequential(nn.Conv2d(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,13 +58,9 @@ def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[La
             torch.manual_seed(seed_of(seed, "network"))
             module = make()
         if not isinstance(module, nn.Module):
-            raise UserError(
-                f"{key}: returned {type(module).__name__}, expected an nn.Module; return the network"
-            )
+            raise UserError(f"{key}: returned {type(module).__name__}, expected an nn.Module; return the network")
         if type(module) is nn.Sequential:
             return {name: (f"{name}.", child) for name, child in module.named_children()}
         return fx_segments(module, key)
 
-    return [
-        Layer(name, lambda name=name: segments()[name][1], prefix) for name, (prefix, _) in segments().items()
-    ]
+    return [Layer(name, lambda name=name: segments()[name][1], prefix) for name, (prefix, _) in segments().items()]

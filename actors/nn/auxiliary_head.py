@@ -45,9 +45,7 @@ def auxiliary_head(config: HeadConfig, shape: tuple[int, ...], num_classes: int)
         return nn.Sequential(pool, *_mlp(config, channels, config.depth, num_classes))
     width = config.width or shape[0]
     layers, channels = _convolutions(config, shape[0], width, kernel=3)
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(_pooled(shape)), *_classify(shape, channels, num_classes)
-    )
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_pooled(shape)), *_classify(shape, channels, num_classes))
 
 
 def _pooled(shape: tuple[int, ...]) -> int:
@@ -74,9 +72,7 @@ def _spatially_reduced(config: HeadConfig, shape: tuple[int, ...], num_classes: 
     layers, channels = _convolutions(config, shape[0], config.width or shape[0], kernel=1)
     small = (shape[0], *reduced)
     pool = nn.AdaptiveAvgPool2d(_pooled(small))
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(reduced), *layers, pool, *_classify(small, channels, num_classes)
-    )
+    return nn.Sequential(nn.AdaptiveAvgPool2d(reduced), *layers, pool, *_classify(small, channels, num_classes))
 
 
 def _mlp(config: HeadConfig, features: int, depth: int, num_classes: int) -> nn.Sequential:

@@ -58,7 +58,7 @@ class FaultyPort:
 
     def _spoil(self, take: Take, reply: Reply) -> list[tuple[Take, Reply | Exception]]:
         packets: list[Packet] = []
-        late = False
+        rounds = 0
         for packet in reply.packets:
             fault = self._fault_of(packet, take.edge)
             if fault is None:
@@ -66,7 +66,6 @@ class FaultyPort:
                 continue
             self.fired.append(fault)
             if fault.action in ("delay", "reorder"):
-                late = True
                 packets.append(packet)
                 rounds = fault.rounds
             elif fault.action == "duplicate":
@@ -74,7 +73,7 @@ class FaultyPort:
             elif fault.action != "drop":
                 packets.append(_corrupt(packet, fault.action))
         spoiled = replace(reply, packets=tuple(packets))
-        if late:
+        if rounds:
             self._held.append((rounds, take, spoiled))
             return []
         return [(take, spoiled)]

@@ -53,7 +53,7 @@ def checksum(buffer: np.ndarray) -> int:
     """Return a 64-bit sum of a flat uint8 buffer; finds any changed bit at about the speed of memory."""
     even = buffer.nbytes & ~7
     total = int(buffer[:even].view(np.uint64).sum(dtype=np.uint64)) if even else 0
-    return (total * 31 + zlib.crc32(buffer[even:]) + buffer.nbytes) & 0xFFFFFFFFFFFFFFFF
+    return (total * 31 + zlib.crc32(buffer[even:].tobytes()) + buffer.nbytes) & 0xFFFFFFFFFFFFFFFF
 
 
 def pack(message: Message, *, run: str, edge: str) -> Packet:
@@ -160,11 +160,7 @@ def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _unflatten(edge: str, name: str, dtype: str, shape: list[int], order: str, buffer: np.ndarray) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray import exceptions
 
 from actors.errors import EdgeError
 from actors.transport.outbox import Reply, Take
@@ -40,8 +41,8 @@ class RayPort:
 def _result(ref: ray.ObjectRef) -> Reply | Exception:
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
+    except exceptions.RayTaskError as error:
         cause = error.cause
         return cause if isinstance(cause, EdgeError) else EdgeError(f"the producer failed: {cause}")
-    except ray.exceptions.RayActorError as error:
+    except exceptions.RayActorError as error:
         return ConnectionError(f"the producer's process is gone: {error}".splitlines()[0])

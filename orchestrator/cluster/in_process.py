@@ -74,11 +74,7 @@ class InProcessCluster:
                         moved = True
                 except Exception as error:
                     self._running.remove(name)
-                    return [
-                        Ended(
-                            name, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc()
-                        )
-                    ]
+                    return [Ended(name, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())]
                 if task.is_done:
                     self._running.remove(name)
                     return [Ended(name, facts=self._hosts[name].actor.finish())]

@@ -6,6 +6,7 @@ The driver owns every actor; none is detached and none is restarted by Ray. The 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -20,6 +21,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 
 import ray
+from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -40,7 +42,14 @@ class RayHost(Host):
 
     def report(self) -> dict[str, Any]:
         """Return small facts about the actor, with Ray's node id."""
-        return super().report() | {"node": ray.get_runtime_context().get_node_id()}
+        return super().report() | self._node()
+
+    def run(self) -> dict[str, Any]:
+        """Run the actor to its end and return its last facts, with Ray's node id."""
+        return super().run() | self._node()
+
+    def _node(self) -> dict[str, str]:
+        return {"node": ray.get_runtime_context().get_node_id()}
 
 
 class RayCluster:
@@ -52,9 +61,7 @@ class RayCluster:
         keep: keep hosts between runs (tests); they end with the Ray session.
     """
 
-    def __init__(
-        self, *, strategy: str = "PACK", object_store_bytes: int | None = None, keep: bool = False
-    ) -> None:
+    def __init__(self, *, strategy: str = "PACK", object_store_bytes: int | None = None, keep: bool = False) -> None:
         self._strategy, self._keep = strategy, keep
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
@@ -81,9 +88,7 @@ class RayCluster:
             self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
             return
         self._check_resources(requests)
-        bundles = [
-            {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests
-        ]
+        bundles = [{"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests]
         self._group = placement_group(bundles, strategy=self._strategy)
         self._wait_for_group(bundles)
         host = _remote_host(io_threads=IO_THREADS)
@@ -133,7 +138,7 @@ class RayCluster:
         for ref in ready:
             try:
                 found[refs[ref]] = ray.get(ref)
-            except ray.exceptions.RayError:
+            except exceptions.RayError:
                 continue  # its run() reference tells why
         return found
 
@@ -162,7 +167,7 @@ class RayCluster:
         if not running:
             return
         ready, stuck = ray.wait(list(running), num_returns=len(running), timeout=10)
-        dead = [ref for ref in ready if isinstance(_error(ref), ray.exceptions.RayActorError)]
+        dead = [ref for ref in ready if isinstance(_error(ref), exceptions.RayActorError)]
         for ref in [*stuck, *dead]:
             ray.kill(running[ref])
             self._spare.remove(running[ref])
@@ -189,28 +194,28 @@ class RayCluster:
     def _result(self, name: str, ref: Any, deadline_s: float) -> Any:
         try:
             return ray.get(ref, timeout=deadline_s)
-        except ray.exceptions.GetTimeoutError:
+        except exceptions.GetTimeoutError:
             raise RunError(f"{name}: not ready within {deadline_s:.0f} s") from None
-        except ray.exceptions.RayTaskError as error:
+        except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise RunError(f"{name}: {error.cause!r}\n{error}") from None
-        except ray.exceptions.RayActorError as error:
+        except exceptions.RayActorError as error:
             raise RunError(f"{name}: the process died while it was set up ({_first_line(error)})") from None
 
     def _ended(self, name: str, ref: Any) -> Ended:
         error = _error(ref)
         if error is None:
             return Ended(name, facts=ray.get(ref))
-        if isinstance(error, ray.exceptions.RayTaskError):
-            cause = error.cause
+        if isinstance(error, exceptions.RayTaskError):
+            cause = error.cause or error
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
         return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error))
 
 
 def _remote_host(io_threads: int) -> Any:
-    groups = {"io": io_threads, "control": 1}
-    return ray.remote(concurrency_groups=groups, max_restarts=0, max_task_retries=0)(RayHost)
+    wrap: Any = ray.remote(concurrency_groups={"io": io_threads, "control": 1}, max_restarts=0, max_task_retries=0)
+    return wrap(RayHost)
 
 
 def _init_ray(object_store_bytes: int | None) -> None:
@@ -226,7 +231,7 @@ def _init_ray(object_store_bytes: int | None) -> None:
     try:
         ray.init(
             address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level="error", runtime_env={"env_vars": _worker_environment()}, **local,
+            logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()}, **local,
         )  # fmt: skip
     except (ConnectionError, TimeoutError) as error:
         raise UserError(
@@ -245,10 +250,10 @@ def _worker_environment() -> dict[str, str]:
     )
 
 
-def _error(ref: Any) -> Exception | None:
+def _error(ref: Any) -> exceptions.RayError | None:
     try:
         ray.get(ref, timeout=0)
-    except ray.exceptions.RayError as error:
+    except exceptions.RayError as error:
         return error
     return None
 

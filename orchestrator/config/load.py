@@ -121,13 +121,9 @@ def _read(path: Path) -> Any:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{place}: not YAML ({getattr(error, 'problem', error)}); correct the file"
-        ) from None
+        raise UserError(f"{path}{place}: not YAML ({getattr(error, 'problem', error)}); correct the file") from None
     if not OmegaConf.is_dict(loaded):
-        raise UserError(
-            f"{path}: holds a list or a scalar, expected sections such as `data:`; correct the file"
-        )
+        raise UserError(f"{path}: holds a list or a scalar, expected sections such as `data:`; correct the file")
     return loaded
 
 

@@ -73,9 +73,7 @@ def _check_available(config: RunConfig) -> None:
             remedy = "remove it" if only is None else f"leave it at {only!r}"
             raise UserError(f"{key}: got {value!r}, which is not available in this version; {remedy}")
     if config.network.blocks == "auto":
-        raise UserError(
-            "network.blocks: got 'auto', which is not available in this version; give a number of blocks"
-        )
+        raise UserError("network.blocks: got 'auto', which is not available in this version; give a number of blocks")
 
 
 def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin:
@@ -95,9 +93,7 @@ def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin
 
 def _check_schedule(config: RunConfig, rule: Plugin) -> None:
     name = config.schedule.name
-    legal = [
-        schedule for schedule, kinds in _SCHEDULES.items() if rule.feedback in kinds or not rule.feedback
-    ]
+    legal = [schedule for schedule, kinds in _SCHEDULES.items() if rule.feedback in kinds or not rule.feedback]
     if name not in legal:
         raise UserError(
             f"schedule.name: got {name!r} with rule {rule.name!r}, whose feedback comes from {rule.feedback}, "
@@ -118,9 +114,7 @@ def _check_network(config: RunConfig, catalog: Catalog) -> None:
             f"names are {', '.join(catalog.networks)}"
         )
     if isinstance(network.blocks, int) and network.blocks < 1:
-        raise UserError(
-            f"network.blocks: got {network.blocks}, expected 1 or more; give the number of blocks"
-        )
+        raise UserError(f"network.blocks: got {network.blocks}, expected 1 or more; give the number of blocks")
     own = tuple(key for key in type(network).model_fields if key != "options")
     if network.name is not None:
         model = catalog.networks[_known_name("network.name", network.name, catalog.networks)]
@@ -159,17 +153,13 @@ def _check_optimizer(config: RunConfig, catalog: Catalog) -> None:
         _check_arguments(where, values, catalog.optimizers[own_name], ("name", "lr", "clip"))
 
 
-def _check_arguments(
-    where: str, values: Mapping[str, Any], known: Iterable[str], own: tuple[str, ...]
-) -> None:
+def _check_arguments(where: str, values: Mapping[str, Any], known: Iterable[str], own: tuple[str, ...]) -> None:
     for key in values:
         if key not in known and key not in own:
             raise _unknown(where, key, (*own, *sorted(known)))
 
 
-def _check_options(
-    model: type[BaseModel], options: Mapping[str, Any], where: str, own: tuple[str, ...]
-) -> None:
+def _check_options(model: type[BaseModel], options: Mapping[str, Any], where: str, own: tuple[str, ...]) -> None:
     for key in options:
         if key not in model.model_fields:
             raise _unknown(where, key, (*own, *model.model_fields))
