@@ -85,7 +85,7 @@ class Block:
     def _apply_machine(self) -> None:
         torch.set_num_threads(self.spec.machine.threads)
         torch.use_deterministic_algorithms(self.spec.machine.deterministic, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def _plugin(self, kind: str, spec: PluginSpec) -> tuple[type, Any]:
         found = plugin_class(kind, name=spec.name, factory=spec.factory)

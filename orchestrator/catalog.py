@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, cast
 
-from actors.datasets.loading import dataset_names
+from actors.datasets.loading import dataset_options
 from actors.learning_rule import LearningRule
 from actors.needs import Place
 from actors.networks.network import network_options
@@ -20,7 +20,7 @@ def find_catalog() -> Catalog:
         rules={name: _describe(name, find_plugin("rule", name)) for name in plugin_names("rule")},
         objectives={name: _describe(name, find_plugin("objective", name)) for name in plugin_names("objective")},
         networks=network_options(),
-        datasets=tuple(dataset_names()),
+        datasets=dataset_options(),
         optimizers=optimizer_arguments(),
         load_factory=_load_factory,
     )

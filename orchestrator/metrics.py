@@ -17,7 +17,7 @@ class Metrics:
     def __init__(self, jsonl: Path, tensorboard: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._file = jsonl.open("a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._file = jsonl.open("a", buffering=1)
         self._writer = EventFileWriter(str(tensorboard))
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}

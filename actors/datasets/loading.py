@@ -23,6 +23,11 @@ def dataset_names() -> list[str]:
     return [name for name in _module_names() if hasattr(_module(name), "load")]
 
 
+def dataset_options() -> dict[str, tuple[str, ...]]:
+    """The options of every dataset, by its name."""
+    return {name: tuple(_module(name).OPTIONS) for name in dataset_names()}
+
+
 def load_data(spec: DataSpec) -> Data:
     """Load, limit and split the dataset that `spec` names.
 

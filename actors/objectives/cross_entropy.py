@@ -8,7 +8,7 @@ from torch.nn import functional
 from actors.learning_rule import Batch
 from actors.needs import Place
 from actors.nn.auxiliary_head import HeadConfig, auxiliary_head
-from actors.objective import Objective, ObjectiveConfig
+from actors.objective import Objective
 
 
 class CrossEntropy(Objective):
@@ -16,7 +16,7 @@ class CrossEntropy(Objective):
 
     paper = "auxiliary heads: Belilovsky et al. 2020, arXiv:1901.08164"
 
-    class Config(ObjectiveConfig):
+    class Config(Objective.Config):
         """The auxiliary head that turns a block's output into class scores."""
 
         head: HeadConfig = HeadConfig()

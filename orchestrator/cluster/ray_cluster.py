@@ -214,7 +214,9 @@ class RayCluster:
 
 
 def _remote_host(io_threads: int) -> Any:
-    wrap: Any = ray.remote(concurrency_groups={"io": io_threads, "control": 1}, max_restarts=0, max_task_retries=0)
+    wrap: Any = ray.remote(  # type: ignore[call-overload]
+        concurrency_groups={"io": io_threads, "control": 1}, max_restarts=0, max_task_retries=0
+    )
     return wrap(RayHost)
 
 

@@ -22,11 +22,14 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything that can be chosen by name; `load_factory(kind, path)` imports a user's plug-in."""
+    """Everything that can be chosen by name; `load_factory(kind, path)` imports a user's plug-in.
+
+    `datasets` and `optimizers` map a name to the options it takes.
+    """
 
     rules: Mapping[str, Plugin]
     objectives: Mapping[str, Plugin]
     networks: Mapping[str, type[BaseModel]]
-    datasets: tuple[str, ...]
+    datasets: Mapping[str, tuple[str, ...]]
     optimizers: Mapping[str, frozenset[str]]
     load_factory: Callable[[str, str], Plugin]

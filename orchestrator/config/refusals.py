@@ -133,8 +133,7 @@ def _check_data(config: RunConfig, catalog: Catalog) -> None:
     if data.name is not None:
         _known_name("data.name", data.name, catalog.datasets)
     own = tuple(key for key in type(data).model_fields if key != "options")
-    allowed = {"generated": ("shape", "classes", "size"), "image_folder": ("image_size",)}
-    options = ("classes",) if data.factory else allowed.get(str(data.name), ())
+    options = ("classes",) if data.name is None else catalog.datasets[data.name]
     for key in data.options:
         if key not in options:
             raise _unknown("data", key, (*own, *options))

@@ -43,8 +43,8 @@ class DataSection(Section):
     """Samples in a batch."""
     workers: int = Field(default=0, ge=0)
     """Processes that prepare batches; 0: the data actor itself."""
-    augment: bool = False
-    """Random crops and flips, as usual for the data set."""
+    augment: bool | list[str] = False
+    """Random crops and flips: true for those usual for the data set, or a list such as [crop:4, flip]."""
     options: dict[str, Any] = {}
 
 
@@ -67,14 +67,34 @@ class NetworkSection(Section):
 
 
 class PluginSection(Section):
-    """A rule or an objective, by name or by factory."""
+    """A rule or an objective, by name or by factory; `default_name` holds where neither key is given."""
 
     collects_options = True
+    default_name: ClassVar[str]
 
     name: str | None = None
     factory: str | None = None
     """package.module:Class of your own."""
     options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "name" in values or "factory" in values:
+            return values
+        return {"name": cls.default_name, **values}
+
+
+class RuleSection(PluginSection):
+    """How a block turns credit into gradients."""
+
+    default_name = "local"
+
+
+class ObjectiveSection(PluginSection):
+    """What a block optimises."""
+
+    default_name = "cross_entropy"
 
 
 class ScheduleSection(Section):
@@ -192,8 +212,8 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     data: DataSection = DataSection()
     network: NetworkSection = NetworkSection()
-    rule: PluginSection = PluginSection(name="local")
-    objective: PluginSection = PluginSection(name="cross_entropy")
+    rule: RuleSection = RuleSection()
+    objective: ObjectiveSection = ObjectiveSection()
     schedule: ScheduleSection = ScheduleSection()
     buffers: BuffersSection = BuffersSection()
     staleness: dict[str, Any] | None = None
