@@ -65,11 +65,14 @@ def import_plugin(kind: str, path: str) -> type:
         raise UserError(f"{kind}.factory: got {path!r}, expected package.module:Class; name the class after a colon")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{kind}.factory: {path!r} does not import ({error}); check the name and the path") from None
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(
+            f"{kind}.factory: {path!r} does not import ({type(error).__name__}: {error}); check the name and PYTHONPATH"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
-            f"{kind}.factory: {path!r} is {found!r}, expected a subclass of {base.__module__}.{base.__name__}"
+            f"{kind}.factory: {path!r} is {found!r}, expected a subclass of {base.__module__}.{base.__name__}; "
+            f"name a class"
         )
     return found
 

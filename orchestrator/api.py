@@ -33,7 +33,7 @@ def train(
         config: a validated config, or a mapping in the form of the YAML files.
         fresh: start anew where the run directory holds an earlier run.
         progress: show live progress on standard error.
-        cluster: where the actors run; default: what `placement` says, closed at the end.
+        cluster: where the actors run; default: what `placement` says. Closed at the end.
 
     Raises:
         UserError: the config or the data can't be used.
@@ -46,13 +46,11 @@ def train(
     directory = RunDirectory.create(config, fresh=fresh)
     if directory.is_finished:
         return Summary(**directory.read_summary())
-    owned = cluster is None
     cluster = cluster or open_cluster(config)
     try:
         return Orchestrator(config, plan, directory, cluster, progress=progress).run()
     finally:
-        if owned:
-            cluster.close()
+        cluster.close()
 
 
 def open_cluster(config: RunConfig) -> Cluster:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,8 +62,8 @@ def export(run: str | Path, file: str | Path) -> dict[str, Any]:
         raise UserError(f"export: got {path}, expected a name that ends in .safetensors; rename the file")
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
-    except OSError as error:
-        raise UserError(f"export: {path} can't be written ({error.strerror}); choose another place") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"export: {path} can't be written ({error}); choose another place") from None
     return {
         "file": str(path),
         "num_tensors": len(state),

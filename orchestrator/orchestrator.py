@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.block_actor import checkpoint_folder
-from actors.errors import RunError
+from actors.errors import RunError, UserError
 from actors.shard import ShardFile
 from orchestrator.checkpoints import commit
 from orchestrator.cluster.contract import Assignment, Cluster, Ended, Request
@@ -123,6 +123,8 @@ class Orchestrator:
     def _accept(self, ended: Ended) -> None:
         if ended.facts is None:
             self.metrics.event(event="failed", actor=ended.name, reason=ended.reason)
+            if ended.is_mistake:
+                raise UserError(ended.reason)
             raise RunError(f"{ended.name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
         self.facts[ended.name] = ended.facts
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from actors.errors import UserError
 from orchestrator.config import RunConfig, resolved, same_run
@@ -38,21 +40,23 @@ class RunDirectory:
             UserError: the folder holds something else, or an unfinished run.
         """
         directory = cls(Path(config.run_dir or "runs/run").absolute())
-        if directory.config_yaml.exists() and fresh:
-            directory._clear()
-        if directory.config_yaml.exists():
-            directory._check_same(config)
-            return directory
-        if directory.path.is_file() or (directory.path.is_dir() and any(directory.path.iterdir())):
-            raise UserError(f"run_dir: {directory.path} exists and is no run; choose another run_dir")
         try:
+            was_run = directory.config_yaml.exists()
+            if was_run and not fresh:
+                directory._check_same(config)
+                return directory
+            if was_run:
+                directory._clear()
+            elif directory.path.exists() and (directory.path.is_file() or any(directory.path.iterdir())):
+                raise UserError(f"run_dir: {directory.path} exists and is no run; choose another run_dir")
             directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.path.chmod(0o700)
             directory.checkpoints.mkdir()
             (directory.path / "run_id").write_text(uuid.uuid4().hex)
             directory.config_yaml.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         except OSError as error:
             raise UserError(
-                f"run_dir: {directory.path} can't be written ({error.strerror}); choose another run_dir"
+                f"run_dir: {directory.path} can't be used ({error.strerror}); choose another run_dir"
             ) from None
         return directory
 
@@ -101,9 +105,7 @@ class RunDirectory:
         write_json(self.status_json, status)
 
     def _check_same(self, config: RunConfig) -> None:
-        old = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
-        assert isinstance(old, dict)
-        differing = same_run({str(k): v for k, v in old.items()}, resolved(config))
+        differing = same_run(self._read_config(), resolved(config))
         if differing:
             raise UserError(
                 f"run_dir: {self.path} holds another run (it differs in {', '.join(differing[:5])}); "
@@ -114,6 +116,23 @@ class RunDirectory:
                 f"run_dir: {self.path} holds an unfinished run, which this version can't continue; "
                 f"start anew with --fresh"
             )
+        trained = self.read_summary()["epochs"]
+        if trained < config.training.epochs:
+            raise UserError(
+                f"run_dir: {self.path} holds a run of {trained} epochs, which this version can't continue to "
+                f"training.epochs = {config.training.epochs}; start anew with --fresh"
+            )
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            held = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+            held = None
+        if not isinstance(held, dict):
+            raise UserError(
+                f"run_dir: {self.config_yaml} is damaged; choose another run_dir, or start anew with --fresh"
+            )
+        return {str(key): value for key, value in held.items()}
 
     def _clear(self) -> None:
         """Delete what a run writes, and nothing else."""

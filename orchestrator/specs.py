@@ -38,8 +38,8 @@ def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
     """Return the data actor's spec."""
     evaluation = config.evaluation
     every = evaluation.every_batches
-    if evaluation.every_epochs:
-        every = evaluation.every_epochs * plan.batches_per_epoch
+    if every is None and evaluation.every_epochs != 0:
+        every = (evaluation.every_epochs or 1) * plan.batches_per_epoch
     return SourceSpec(
         run=run,
         data=data_spec(config),
@@ -80,12 +80,19 @@ def optimizer_specs(config: RunConfig, plan: Plan, index: int) -> dict[str, Opti
     """Return the optimizer of every group of one block: base, then per-block, then per-group settings."""
     optimizer = config.optimizer
     base = {"name": optimizer.name, "lr": optimizer.lr, "clip": optimizer.clip, **optimizer.options}
-    base |= dict(optimizer.blocks.get(index, {}))
+    base = _overridden(base, optimizer.blocks.get(index, {}))
     schedule = _rate_schedule(config, plan)
     groups: dict[str, Mapping[str, Any]] = {
         "body": {}, "heads": optimizer.heads, "synthesizer": optimizer.synthesizer,
     }  # fmt: skip
-    return {group: _optimizer_spec(base | dict(own), schedule) for group, own in groups.items()}
+    return {group: _optimizer_spec(_overridden(base, own), schedule) for group, own in groups.items()}
+
+
+def _overridden(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a group's own settings over `base`; another optimizer takes over the rate and clipping only."""
+    if own.get("name", base["name"]) != base["name"]:
+        base = {key: base[key] for key in ("lr", "clip")}
+    return {**base, **own}
 
 
 def _optimizer_spec(settings: Mapping[str, Any], schedule: RateSchedule) -> OptimizerSpec:

@@ -94,7 +94,7 @@ class Body(nn.Module):
 def _may_draw(layer: nn.Module) -> bool:
     """Whether any part without children is not known to be free of random draws."""
     leaves = [module for module in layer.modules() if not any(module.children())]
-    plain = all(isinstance(leaf, _DRAWLESS) for leaf in leaves)
+    plain = all(isinstance(leaf, _DRAWLESS) and type(leaf).__module__.startswith("torch.nn.") for leaf in leaves)
     containers = (nn.Sequential, nn.ModuleList)
     return not (plain and all(type(m) in containers or m in leaves or _is_ours(m) for m in layer.modules()))
 

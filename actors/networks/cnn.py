@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 
 from actors.networks.layer import Make
@@ -15,9 +15,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: list[int] = Field(default=[32, 32, 64, 64], min_length=1)
+    channels: list[PositiveInt] = Field(default=[32, 32, 64, 64], min_length=1)
     """Channels of every convolution."""
-    pool_after: list[int] = [2, 4]
+    pool_after: list[PositiveInt] = [2, 4]
     """Numbers of the convolutions (from 1) that are followed by 2x2 max-pooling."""
     batch_norm: bool = True
     """Batch norm after every convolution."""

@@ -20,7 +20,7 @@ def cut_layers(names: Sequence[str], blocks: int | None, cuts: Sequence[str] | N
     Raises:
         UserError: the network can't be cut so.
     """
-    starts = list(cuts) if cuts is not None else even_cuts(names, blocks or 1)
+    starts = list(cuts) if cuts is not None else even_cuts(names, 1 if blocks is None else blocks)
     if cuts is not None and blocks is not None and blocks != len(starts) + 1:
         raise UserError(
             f"network.blocks: got {blocks} beside {len(starts)} network.cuts, which make {len(starts) + 1} blocks; "

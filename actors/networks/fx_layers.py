@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx, nn
 
 from actors.errors import UserError
@@ -23,12 +25,7 @@ def fx_segments(module: nn.Module, key: str) -> dict[str, tuple[str, nn.Module]]
     Raises:
         UserError: the module can't be traced, or has more than one input or output.
     """
-    try:
-        graph = _Tracer().trace(module)
-    except Exception as error:
-        raise UserError(
-            f"{key}: {type(module).__name__} can't be traced by torch.fx ({error}); return an nn.Sequential instead"
-        ) from None
+    graph = _trace(module, key)
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1 or not nodes:
@@ -39,15 +36,40 @@ def fx_segments(module: nn.Module, key: str) -> dict[str, tuple[str, nn.Module]]
         stretch.append(node)
         if _is_cut(nodes, index, inputs[0]):
             name, prefix, layer = _layer(module, graph, entry, stretch)
-            segments[name] = (prefix, layer)
+            segments[_unused(name, segments)] = (prefix, layer)
             entry, stretch = node, []
-    held = {prefix + name for prefix, layer in segments.values() for name in layer.state_dict()}
-    if stretch or held != set(module.state_dict()):
+    if stretch:
         raise UserError(
-            f"{key}: {type(module).__name__} can't be cut so that every weight belongs to one layer "
-            f"(shared or unused sub-modules); return an nn.Sequential instead"
+            f"{key}: {type(module).__name__} returns several tensors, or computes some that it does not return, "
+            f"expected one tensor; return that one only"
         )
     return segments
+
+
+def _trace(module: nn.Module, key: str) -> fx.Graph:
+    """Trace in both modes: what a forward asks `self.training` for would stay as it was when traced."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        evaluation, training = (_Tracer().trace(module.train(mode)) for mode in (False, True))
+    except Exception as error:
+        raise UserError(
+            f"{key}: {type(module).__name__} can't be traced by torch.fx ({error}); return an nn.Sequential instead"
+        ) from None
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if str(evaluation) != str(training):
+        raise UserError(
+            f"{key}: the forward of {type(module).__name__} differs between training and evaluation, expected that "
+            f"only its sub-modules do; use nn.Dropout, not functional.dropout"
+        )
+    return training
+
+
+def _unused(name: str, segments: dict[str, tuple[str, nn.Module]]) -> str:
+    """Return a name for a layer; a sub-module that is called again must not take the first call's place."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(free for free in itertools.chain([name], numbered) if free not in segments)
 
 
 def _is_cut(nodes: list[fx.Node], index: int, first: fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 
 from actors.networks.layer import Make
@@ -16,7 +16,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    widths: list[int] = Field(default=[256, 256, 256], min_length=1)
+    widths: list[PositiveInt] = Field(default=[256, 256, 256], min_length=1)
     """Units of every hidden layer."""
     activation: Literal["relu", "tanh"] = "relu"
     """Activation of the hidden layers."""

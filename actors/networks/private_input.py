@@ -39,8 +39,9 @@ def _writes(body: nn.Module, shape: tuple[int, ...]) -> bool:
         for training in (True, False):
             probe = copy.deepcopy(body).train(training)
             x = torch.randn(2, *shape)
-            before = x._version  # every view of x shares this count of in-place writes
+            before = x.clone()
+            count = x._version  # every view of x shares this count of in-place writes; x.data does not count
             probe(x)
-            if x._version != before:
+            if x._version != count or not torch.equal(x, before):
                 return True
     return False

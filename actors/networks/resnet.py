@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from actors.networks.layer import Make
@@ -15,7 +15,7 @@ class Options(BaseModel):
 
     depth: int = 20
     """6n + 2 layers: 20, 32, 44, 56, 110."""
-    width: int = 16
+    width: PositiveInt = 16
     """Channels of the first stage; doubled in each of the two that follow."""
 
     @field_validator("depth")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -32,9 +32,10 @@ def user_module(factory: str, input_shape: tuple[int, ...], num_classes: int) ->
     try:
         function = getattr(importlib.import_module(module_name), name)
         parameters = inspect.signature(function).parameters
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever the user's module raises
         raise UserError(
-            f"network.factory: {factory!r} does not import as a function ({error}); check name and PYTHONPATH"
+            f"network.factory: {factory!r} does not import as a function ({type(error).__name__}: {error}); "
+            f"check the name and PYTHONPATH"
         ) from None
     offered = {"num_classes": num_classes, "input_shape": input_shape}
     return lambda: function(**{key: value for key, value in offered.items() if key in parameters})
@@ -60,7 +61,21 @@ def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[La
         if not isinstance(module, nn.Module):
             raise UserError(f"{key}: returned {type(module).__name__}, expected an nn.Module; return the network")
         if type(module) is nn.Sequential:
-            return {name: (f"{name}.", child) for name, child in module.named_children()}
-        return fx_segments(module, key)
+            layers = {name: (f"{name}.", child) for name, child in module._modules.items() if child is not None}
+        else:
+            layers = fx_segments(module, key)
+        _check_weights(module, layers, key)
+        return layers
 
     return [Layer(name, lambda name=name: segments()[name][1], prefix) for name, (prefix, _) in segments().items()]
+
+
+def _check_weights(module: nn.Module, layers: Mapping[str, tuple[str, nn.Module]], key: str) -> None:
+    """Refuse weights that two layers would share, as two blocks can't, or that no layer has."""
+    held = [prefix + name for prefix, layer in layers.values() for name in layer.state_dict()]
+    tensors = [id(t) for _, layer in layers.values() for t in (*layer.parameters(), *layer.buffers())]
+    if sorted(held) != sorted(module.state_dict()) or len(tensors) != len(set(tensors)):
+        raise UserError(
+            f"{key}: {type(module).__name__} can't be cut so that every weight belongs to one layer "
+            f"(shared or unused sub-modules); give every layer weights of its own"
+        )

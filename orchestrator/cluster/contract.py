@@ -29,12 +29,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Ended:
-    """An actor whose `run` returned (`facts`) or failed (`reason`, one line, and `traceback`)."""
+    """An actor whose `run` returned (`facts`) or failed (`reason`, one line, and `traceback`).
+
+    `is_mistake`: the reason is a sentence for the user, who can fix it.
+    """
 
     name: str
     facts: Mapping[str, Any] | None = None
     reason: str = ""
     traceback: str = ""
+    is_mistake: bool = False
 
 
 class Cluster(Protocol):

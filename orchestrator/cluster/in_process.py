@@ -72,6 +72,9 @@ class InProcessCluster:
                 try:
                     while task.advance(0.0):
                         moved = True
+                except UserError as error:
+                    self._running.remove(name)
+                    return [Ended(name, reason=str(error), is_mistake=True)]
                 except Exception as error:
                     self._running.remove(name)
                     return [Ended(name, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())]

@@ -33,6 +33,7 @@ from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
 REPORT_DEADLINE_S = 5.0
+STOP_DEADLINE_S = 10.0
 IO_THREADS = 16
 """Takes that one actor can serve at a time: windows over its outgoing edges, and two to spare."""
 
@@ -69,6 +70,7 @@ class RayCluster:
         self._group: PlacementGroup | None = None
         self._hosts: dict[str, Any] = {}
         self._spare: list[Any] = []
+        self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
 
     def cpus_for(self, num_blocks: int, reserved: float) -> float:
@@ -127,6 +129,10 @@ class RayCluster:
         ready, _ = ray.wait(list(self._runs), num_returns=1, timeout=wait_s)
         return [self._ended(self._runs.pop(ref), ref) for ref in ready]
 
+    def _note_death(self, name: str, error: exceptions.RayError) -> None:
+        if isinstance(error, exceptions.RayActorError):
+            self._dead.append(self._hosts[name])
+
     def reports(self) -> dict[str, dict[str, Any]]:
         """Return the reports that come within the deadline."""
         refs = {
@@ -163,14 +169,15 @@ class RayCluster:
         """Stop what still runs; a host that does not stop in time is replaced next time."""
         for host in self._hosts.values():
             host.stop.options(concurrency_group="control").remote()
-        running = {ref: self._hosts[name] for ref, name in self._runs.items()}
-        if not running:
-            return
-        ready, stuck = ray.wait(list(running), num_returns=len(running), timeout=10)
-        dead = [ref for ref in ready if isinstance(_error(ref), exceptions.RayActorError)]
-        for ref in [*stuck, *dead]:
-            ray.kill(running[ref])
-            self._spare.remove(running[ref])
+        stuck = list(self._runs)
+        if stuck:
+            ready, stuck = ray.wait(stuck, num_returns=len(stuck), timeout=STOP_DEADLINE_S)
+            for ref in ready:
+                self._ended(self._runs[ref], ref)
+        for host in [*self._dead, *(self._hosts[self._runs[ref]] for ref in stuck)]:
+            ray.kill(host)
+            self._spare.remove(host)
+        self._dead = []
 
     def _check_resources(self, requests: Sequence[Request]) -> None:
         has = ray.cluster_resources()
@@ -207,8 +214,11 @@ class RayCluster:
         error = _error(ref)
         if error is None:
             return Ended(name, facts=ray.get(ref))
+        self._note_death(name, error)
         if isinstance(error, exceptions.RayTaskError):
             cause = error.cause or error
+            if isinstance(cause, UserError):
+                return Ended(name, reason=str(cause.args[0]), is_mistake=True)
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
         return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error))
 

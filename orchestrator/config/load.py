@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml import YAMLError
 
 from actors.errors import UserError
 from orchestrator.config.catalog import Catalog
-from orchestrator.config.refusals import check, sentence
-from orchestrator.config.sections import RunConfig, Section
+from orchestrator.config.refusals import check, refuse_unknown, sentence
+from orchestrator.config.sections import RunConfig
 
 _CREDENTIAL = re.compile(r"(^|_)(token|secret|password|key|credentials?)(_|$)", re.IGNORECASE)
 _NOT_OF_THE_RUN = ("run_dir", "placement", "checkpoint", "recovery", "evaluation", "faults")
@@ -58,7 +57,8 @@ def config_from_mapping(raw: Mapping[str, Any], catalog: Catalog) -> RunConfig:
     Raises:
         UserError: a key or value is not what it must be; names its dotted path.
     """
-    _refuse_unknown(RunConfig, raw, "")
+    refuse_unknown(RunConfig, raw)
+    raw = _with_block_numbers(raw)
     try:
         config = RunConfig(**raw)
     except ValidationError as error:
@@ -95,7 +95,7 @@ def _merge(files: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, A
         merged = OmegaConf.merge(merged, _read(Path(file)))
     for override in overrides:
         key, _, value = override.partition("=")
-        if not re.fullmatch(r"[A-Za-z_][\w.]*", key) or "=" not in override:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key) or "=" not in override:
             raise UserError(
                 f"{override!r}: expected key=value with a dotted key, such as training.epochs=5; correct it"
             )
@@ -117,36 +117,42 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; shipped ones are under configs/") from None
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # OmegaConf's word for a number or a date
+            raise _no_sections(path) from None
         raise UserError(f"{path}: can't be read ({_line(error)}); give a readable YAML file") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{place}: not YAML ({getattr(error, 'problem', error)}); correct the file") from None
     if not OmegaConf.is_dict(loaded):
-        raise UserError(f"{path}: holds a list or a scalar, expected sections such as `data:`; correct the file")
+        raise _no_sections(path)
     return loaded
 
 
-def _refuse_unknown(model: type[BaseModel], raw: Any, where: str) -> None:
-    """Name an unknown key with the nearest known one before pydantic counts everything that is wrong."""
-    if not isinstance(raw, Mapping):
-        return
-    collects = issubclass(model, Section) and model.collects_options
-    for key, value in raw.items():
-        path = f"{where}.{key}" if where else str(key)
-        field = model.model_fields.get(str(key))
-        if field is None and not collects:
-            close = difflib.get_close_matches(str(key), list(model.model_fields), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "remove it"
-            raise UserError(f"{path}: unknown key, expected one of {', '.join(model.model_fields)}; {hint}")
-        kind = field.annotation if field is not None else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            _refuse_unknown(kind, value, path)
+def _no_sections(path: Path) -> UserError:
+    return UserError(f"{path}: holds a list or a scalar, expected sections such as `data:`; correct the file")
+
+
+def _with_block_numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Join `optimizer.blocks.0` of the command line, a string key, with the number 0 of a YAML file."""
+    optimizer = raw.get("optimizer")
+    blocks = optimizer.get("blocks") if isinstance(optimizer, Mapping) else None
+    if not isinstance(optimizer, Mapping) or not isinstance(blocks, Mapping):
+        return dict(raw)
+    joined: dict[Any, Any] = {}
+    for key, value in blocks.items():
+        number = int(key) if str(key).isdigit() else key
+        both = isinstance(value, Mapping) and isinstance(joined.get(number), Mapping)
+        joined[number] = {**joined[number], **value} if both else value
+    return {**raw, "optimizer": {**optimizer, "blocks": joined}}
 
 
 def _redacted(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {k: "<redacted>" if _CREDENTIAL.search(str(k)) else _redacted(v) for k, v in tree.items()}
+        return {
+            k: "<redacted>" if isinstance(v, str) and _CREDENTIAL.search(str(k)) else _redacted(v)
+            for k, v in tree.items()
+        }
     return [_redacted(value) for value in tree] if isinstance(tree, list) else tree
 
 

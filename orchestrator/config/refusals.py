@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UserError
 from orchestrator.config.catalog import Catalog, Plugin
-from orchestrator.config.sections import PluginSection, RunConfig
+from orchestrator.config.sections import (
+    DataSection,
+    NetworkSection,
+    OptimizerSection,
+    PluginSection,
+    RunConfig,
+    Section,
+)
 
 _NOT_YET: Mapping[str, object] = {
     "staleness": None, "checkpoint": None, "recovery": None, "wire": None, "faults": None,
@@ -35,6 +43,15 @@ _SCHEDULES: Mapping[str, frozenset[str]] = {
 """Schedule -> the kinds of feedback that a rule may need under it."""
 
 _AVAILABLE_SCHEDULES = ("pipeline", "lockstep")
+
+
+_UNION_MEMBER = re.compile(r"bool|int|float|str|\[key\]|(literal|list|dict|function-\w+)\[.*\]|constrained-\w+")
+_WORDS: Mapping[str, str] = {
+    r"^Value error, ": "", r"^Input should be ": "", r"^expected ": "", r", (unable to|got) .*$": "",
+    r"a valid (dictionary|mapping).*$": "a section with keys", r"a valid ": "a ", r"a integer": "an integer",
+    r"greater than or equal to": "at least", r"less than or equal to": "at most",
+}  # fmt: skip
+"""Patterns in pydantic's messages -> what stands there instead."""
 
 
 def check(config: RunConfig, catalog: Catalog) -> None:
@@ -78,11 +95,7 @@ def _check_available(config: RunConfig) -> None:
 
 def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin:
     known = catalog.rules if kind == "rule" else catalog.objectives
-    if (section.name is None) == (section.factory is None):
-        raise UserError(
-            f"{kind}: got name {section.name!r} and factory {section.factory!r}, expected exactly one; "
-            f"names are {', '.join(known)}"
-        )
+    _check_one_of_two(section, kind, known)
     if section.factory is not None:
         plugin = catalog.load_factory(kind, section.factory)
     else:
@@ -91,13 +104,26 @@ def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin
     return plugin
 
 
+def _check_one_of_two(section: PluginSection | NetworkSection | DataSection, kind: str, known: Iterable[str]) -> None:
+    if section.name is None and section.factory is None:
+        raise UserError(
+            f"{kind}: got neither name nor factory, expected one of them; "
+            f"set {kind}.name to one of {', '.join(known)}, or set {kind}.factory"
+        )
+    if section.name is not None and section.factory is not None:
+        raise UserError(
+            f"{kind}: got name {section.name!r} and factory {section.factory!r}, expected one of them; "
+            f"set the other to null"
+        )
+
+
 def _check_schedule(config: RunConfig, rule: Plugin) -> None:
     name = config.schedule.name
-    legal = [schedule for schedule, kinds in _SCHEDULES.items() if rule.feedback in kinds or not rule.feedback]
+    legal = [schedule for schedule, kinds in _SCHEDULES.items() if rule.feedback in kinds]
     if name not in legal:
         raise UserError(
             f"schedule.name: got {name!r} with rule {rule.name!r}, whose feedback comes from {rule.feedback}, "
-            f"expected one of {', '.join(s for s in legal if s in _AVAILABLE_SCHEDULES)}; change the schedule or the rule"
+            f"expected one of {', '.join(s for s in legal if s in _AVAILABLE_SCHEDULES)}; change one of the two"
         )
     if name not in _AVAILABLE_SCHEDULES:
         raise UserError(
@@ -108,11 +134,7 @@ def _check_schedule(config: RunConfig, rule: Plugin) -> None:
 
 def _check_network(config: RunConfig, catalog: Catalog) -> None:
     network = config.network
-    if (network.name is None) == (network.factory is None):
-        raise UserError(
-            f"network: got name {network.name!r} and factory {network.factory!r}, expected exactly one; "
-            f"names are {', '.join(catalog.networks)}"
-        )
+    _check_one_of_two(network, "network", catalog.networks)
     if isinstance(network.blocks, int) and network.blocks < 1:
         raise UserError(f"network.blocks: got {network.blocks}, expected 1 or more; give the number of blocks")
     own = tuple(key for key in type(network).model_fields if key != "options")
@@ -125,11 +147,7 @@ def _check_network(config: RunConfig, catalog: Catalog) -> None:
 
 def _check_data(config: RunConfig, catalog: Catalog) -> None:
     data = config.data
-    if (data.name is None) == (data.factory is None):
-        raise UserError(
-            f"data: got name {data.name!r} and factory {data.factory!r}, expected exactly one; "
-            f"names are {', '.join(catalog.datasets)}"
-        )
+    _check_one_of_two(data, "data", catalog.datasets)
     if data.name is not None:
         _known_name("data.name", data.name, catalog.datasets)
     own = tuple(key for key in type(data).model_fields if key != "options")
@@ -145,11 +163,24 @@ def _check_optimizer(config: RunConfig, catalog: Catalog) -> None:
     own = tuple(key for key in type(optimizer).model_fields if key != "options")
     _check_arguments("optimizer", optimizer.options, catalog.optimizers[name], own)
     groups = {"heads": optimizer.heads, "synthesizer": optimizer.synthesizer}
-    groups |= {f"blocks.{index}": values for index, values in optimizer.blocks.items()}
+    num_blocks = _num_blocks(config.network)
+    for index, values in optimizer.blocks.items():
+        if not 0 <= index < num_blocks:
+            raise UserError(
+                f"optimizer.blocks.{index}: expected the index of a block, 0 to {num_blocks - 1}; correct the index"
+            )
+        groups[f"blocks.{index}"] = values
     for group, values in groups.items():
         where = f"optimizer.{group}"
         own_name = _known_name(f"{where}.name", str(values.get("name", name)), catalog.optimizers)
         _check_arguments(where, values, catalog.optimizers[own_name], ("name", "lr", "clip"))
+        _check_values(OptimizerSection, {key: values[key] for key in ("lr", "clip") if key in values}, where)
+
+
+def _num_blocks(network: NetworkSection) -> int:
+    if network.cuts is not None:
+        return len(network.cuts) + 1
+    return network.blocks if isinstance(network.blocks, int) else 1
 
 
 def _check_arguments(where: str, values: Mapping[str, Any], known: Iterable[str], own: tuple[str, ...]) -> None:
@@ -159,13 +190,39 @@ def _check_arguments(where: str, values: Mapping[str, Any], known: Iterable[str]
 
 
 def _check_options(model: type[BaseModel], options: Mapping[str, Any], where: str, own: tuple[str, ...]) -> None:
-    for key in options:
-        if key not in model.model_fields:
-            raise _unknown(where, key, (*own, *model.model_fields))
+    refuse_unknown(model, options, where, own)
+    _check_values(model, options, where)
+
+
+def _check_values(model: type[BaseModel], values: Mapping[str, Any], where: str) -> None:
     try:
-        model(**options)
+        model(**values)
     except ValidationError as error:
         raise UserError(sentence(error, where)) from None
+
+
+def refuse_unknown(model: type[BaseModel], raw: Any, where: str = "", own: tuple[str, ...] = ()) -> None:
+    """Name an unknown key with the nearest known one before pydantic counts everything that is wrong.
+
+    Args:
+        model: what the keys must fit; sections inside it are looked at too.
+        raw: the user's values.
+        where: dotted path of `raw`.
+        own: keys that are known beside those of the model.
+
+    Raises:
+        UserError: a key is unknown.
+    """
+    if not isinstance(raw, Mapping):
+        return
+    collects = issubclass(model, Section) and model.collects_options
+    for key, value in raw.items():
+        found = model.model_fields.get(str(key))
+        if found is None and not collects:
+            raise _unknown(where, str(key), (*own, *model.model_fields))
+        kind = found.annotation if found is not None else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            refuse_unknown(kind, value, f"{where}.{key}" if where else str(key))
 
 
 def _known_name(key: str, name: str, known: Iterable[str]) -> str:
@@ -178,21 +235,33 @@ def _known_name(key: str, name: str, known: Iterable[str]) -> str:
 
 
 def _unknown(where: str, key: str, known: Iterable[str]) -> UserError:
-    names = list(known)
+    names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
     path = f"{where}.{key}" if where else key
-    return UserError(f"{path}: unknown key, expected one of {', '.join(names)}; {hint}")
+    expected = f"expected one of {', '.join(names)}" if names else "expected no keys here"
+    return UserError(f"{path}: unknown key, {expected}; {hint}")
 
 
 def sentence(error: ValidationError, where: str = "") -> str:
     """Return the first mistake that pydantic found as one sentence."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal["))]
-    path = ".".join([where, *location] if where else location) or "config"
-    if first["type"] == "extra_forbidden":
-        return str(_unknown(where, location[-1], ()))
-    got = first.get("input")
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{path}: got {got!r}, expected {expected.removeprefix('expected ')}; correct the value{more}"
+    mistakes: dict[str, list[str]] = {}
+    for found in error.errors(include_url=False):
+        mistakes.setdefault(_path(found["loc"], where), []).append(_expected(found["msg"]))
+    path, expected = next(iter(mistakes.items()))
+    got = error.errors(include_url=False)[0]["input"]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{path}: got {got!r}, expected {' or '.join(dict.fromkeys(expected))}; correct the value{more}"
+
+
+def _path(location: Iterable[int | str], where: str) -> str:
+    """The dotted path of a mistake, without what pydantic adds for the members of a union."""
+    parts = [str(part) for part in location]
+    return ".".join([*([where] if where else []), *(part for part in parts if not _UNION_MEMBER.fullmatch(part))])
+
+
+def _expected(message: str) -> str:
+    """What pydantic wanted, in our words."""
+    for pattern, words in _WORDS.items():
+        message = re.sub(pattern, words, message)
+    return message

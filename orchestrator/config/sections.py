@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,8 @@ class Section(BaseModel):
         """Move keys that belong to the chosen plug-in into `options`, where the catalog's model checks them."""
         if not cls.collects_options or not isinstance(values, dict):
             return values
+        if not isinstance(values.get("options", {}), dict):
+            return values  # refused as it stands
         own = {key: value for key, value in values.items() if key in cls.model_fields}
         foreign = {key: value for key, value in values.items() if key not in cls.model_fields}
         return own | ({"options": {**own.get("options", {}), **foreign}} if foreign else {})
@@ -135,6 +137,12 @@ class RateScheduleSection(Section):
     """For step: the epochs at which the rate is multiplied by gamma."""
     gamma: float = Field(default=0.1, gt=0)
 
+    @model_validator(mode="after")
+    def _step_has_milestones(self) -> RateScheduleSection:
+        if self.name == "step" and not self.milestones:
+            raise ValueError("expected milestones, the epochs at which the rate steps down")
+        return self
+
 
 class OptimizerSection(Section):
     """An optimizer of torch.optim for every block; its own arguments stand beside `lr`."""
@@ -142,7 +150,7 @@ class OptimizerSection(Section):
     collects_options = True
 
     name: str = "sgd"
-    lr: float = Field(default=0.05, ge=0)
+    lr: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     """Learning rate."""
     schedule: RateScheduleSection = RateScheduleSection()
     clip: float | None = Field(default=None, gt=0)
@@ -175,7 +183,8 @@ class EvaluationSection(Section):
     """When the network is evaluated during training; it always is at the end."""
 
     every_batches: int | None = Field(default=None, ge=1)
-    every_epochs: int | None = Field(default=None, ge=1)
+    every_epochs: int | None = Field(default=None, ge=0)
+    """Default 1 unless every_batches is given; 0: only at the end."""
     batch_size: int | None = Field(default=None, ge=1)
     """Samples in an evaluation batch; default: data.batch_size."""
 
@@ -191,7 +200,7 @@ class PlacementSection(Section):
 
     backend: Literal["ray", "in_process"] = "ray"
     gpus_per_block: float = Field(default=0.0, ge=0)
-    cpus_per_block: float | Literal["auto"] = "auto"
+    cpus_per_block: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """auto: one, or an equal share where blocks outnumber the cores."""
     threads: int = Field(default=1, ge=1)
     """Threads of a block's arithmetic."""
@@ -203,6 +212,12 @@ class PlacementSection(Section):
     blocks: dict[int, Any] | None = None
     blocks_per_actor: int | None = None
     rebalance: bool | None = None
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> PlacementSection:
+        if self.gpus_per_block > 1 and self.gpus_per_block != int(self.gpus_per_block):
+            raise ValueError("expected gpus_per_block below 1 or a whole number")
+        return self
 
 
 class RunConfig(Section):

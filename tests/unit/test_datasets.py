@@ -93,9 +93,7 @@ def all_same(ones, others):
 
 
 def write_idx(path, array, magic=None, cut=0):
-    data = (
-        bytes(magic or (0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    )
+    data = bytes(magic or (0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     data = data[: len(data) - cut]
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
@@ -121,9 +119,7 @@ def write_image_folder(folder, halves=("train", "test"), classes=("cat", "dog"),
 
 def test_seeds_are_stable_and_tell_types_and_places_apart():
     assert seed_of("order", 7, 3) == 1649928362604272725
-    assert (
-        len({seed_of(1), seed_of("1"), seed_of("ab"), seed_of("a", "b"), seed_of("b", "a"), seed_of()}) == 6
-    )
+    assert len({seed_of(1), seed_of("1"), seed_of("ab"), seed_of("a", "b"), seed_of("b", "a"), seed_of()}) == 6
     assert all(0 <= seed_of(part) < 2**63 for part in range(1000))
     assert seed_of(np.int64(-3), "ü") == seed_of(-3, "ü")
     with pytest.raises(TypeError):
@@ -185,9 +181,7 @@ def test_a_bad_sample_met_by_a_worker_is_still_one_sentence(tmp_path):
     write_image_folder(tmp_path)
     (tmp_path / "train" / "dog" / "0.png").write_bytes(b"no picture")
     spec = DataSpec(name="image_folder", root=str(tmp_path), batch_size=4, workers=1)
-    with pytest.raises(
-        UserError, match=r"^data\.root .*train: sample 2 of the train split is Unident.*dataset\.$"
-    ):
+    with pytest.raises(UserError, match=r"^data\.root .*train: sample 2 of the train split is Unident.*dataset\.$"):
         list(TrainBatches(load_data(spec), spec, epochs=1).stream())
 
 
@@ -409,9 +403,7 @@ def test_mnist_and_fashion_mnist_are_read_from_data_root(tmp_path, name, folder,
     assert TrainBatches(data, spec, epochs=1).batch(0).inputs.shape == (4, 1, 28, 28)
 
 
-@pytest.mark.skipif(
-    not has_idx_files(DEBIAN_FOLDER), reason="Debian's dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not has_idx_files(DEBIAN_FOLDER), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_read_from_debians_folder():
     data = load_data(DataSpec(name="fashion_mnist"))
     assert (len(data.train), len(data.test)) == (60000, 10000)
@@ -454,9 +446,7 @@ def test_a_download_without_a_network_ends_in_one_sentence_and_leaves_nothing(tm
     monkeypatch.setattr(MNIST, "mirrors", [nowhere])
     monkeypatch.setattr(CIFAR10, "url", nowhere + CIFAR10.filename)
     for name in ("mnist", "cifar10"):
-        with pytest.raises(
-            UserError, match=rf"data\.name: {name} cannot be downloaded from {nowhere}.*data\.root"
-        ):
+        with pytest.raises(UserError, match=rf"data\.name: {name} cannot be downloaded from {nowhere}.*data\.root"):
             load_data(DataSpec(name=name))
     assert list((tmp_path / "unlocked" / "data").iterdir()) == []
 
@@ -559,29 +549,21 @@ def test_a_factory_must_say_how_many_classes_there_are(monkeypatch):
 
 def test_bad_samples_of_a_factory_are_named_when_they_are_read():
     data = load_data(user("make_list"))
-    with pytest.raises(
-        UserError, match=r"make_list: sample 2 of the test split has label 7, expected 0\.\.1"
-    ):
+    with pytest.raises(UserError, match=r"make_list: sample 2 of the test split has label 7, expected 0\.\.1"):
         list(EvalBatches(data.test, 3))
     data = load_data(user("make_uneven"))
-    with pytest.raises(
-        UserError, match=r"sample 2 of the train split is torch\.float32 \[1, 3, 2\], expected"
-    ):
+    with pytest.raises(UserError, match=r"sample 2 of the train split is torch\.float32 \[1, 3, 2\], expected"):
         list(EvalBatches(data.train, 3))
 
 
 def test_an_image_folder_is_resized_cut_square_and_labelled_by_folder(tmp_path):
     write_image_folder(tmp_path, halves=("train", "val"))
-    spec = DataSpec(
-        name="image_folder", root=str(tmp_path), batch_size=4, augment=True, options={"image_size": 8}
-    )
+    spec = DataSpec(name="image_folder", root=str(tmp_path), batch_size=4, augment=True, options={"image_size": 8})
     data = load_data(spec)
     assert (data.num_classes, data.input_shape) == (2, (3, 8, 8))
     (batch,) = EvalBatches(data.train, 4)
     assert batch.labels.tolist() == [0, 0, 1, 1]
-    raw = batch.inputs * torch.tensor(data.train.std).view(3, 1, 1) + torch.tensor(data.train.mean).view(
-        3, 1, 1
-    )
+    raw = batch.inputs * torch.tensor(data.train.std).view(3, 1, 1) + torch.tensor(data.train.mean).view(3, 1, 1)
     assert torch.allclose(raw[3, :, 4, 4] * 255, torch.tensor([40.0, 100.0, 7.0]), atol=0.01)
     assert TrainBatches(data, spec, epochs=1).batch(0).inputs.shape == (4, 3, 8, 8)
     assert load_data(DataSpec(name="image_folder", root=str(tmp_path), batch_size=2)).input_shape == (
