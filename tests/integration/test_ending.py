@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.runs import run
 
 LONG = {"training": {"epochs": 2000}, "network": {"blocks": 2}}
-DEADLINE_S = 60
+DEADLINE_S = 150
 
 
 def read_status(folder):
