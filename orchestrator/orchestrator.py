@@ -26,7 +26,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
 from orchestrator.run_directory import RunDirectory
-from orchestrator.specs import block_spec, source_spec
+from orchestrator.specs import block_spec, edge_settings, source_spec
 from orchestrator.status import status_of
 from orchestrator.summary import (
     Summary,
@@ -91,8 +91,9 @@ class Orchestrator:
     def _setup(self) -> None:
         config, run = self.config, self.directory.run_id
         placement = config.placement
-        requests = [Request(SOURCE, SOURCE_CPUS)]
-        requests += [Request(name, self._cpus(), placement.gpus_per_block) for name in self.names]
+        takes = {name: self._num_takes(name) for name in (SOURCE, *self.names)}
+        requests = [Request(SOURCE, SOURCE_CPUS, num_takes=takes[SOURCE])]
+        requests += [Request(name, self._cpus(), placement.gpus_per_block, takes[name]) for name in self.names]
         self.progress.say(f"starting {len(requests)} actors")
         self.cluster.start(requests)
         assignments = {SOURCE: Assignment(source_spec(config, self.plan, run))}
@@ -102,6 +103,10 @@ class Orchestrator:
         self.cluster.assign(assignments)
         self.cluster.connect(self.plan.wiring.edges)
         self.progress.say(f"training {len(self.names)} blocks, {self.num_batches} batches")
+
+    def _num_takes(self, name: str) -> int:
+        outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
+        return edge_settings(self.config).window * len(outgoing)
 
     def _cpus(self) -> float:
         asked = self.config.placement.cpus_per_block

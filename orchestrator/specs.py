@@ -47,7 +47,7 @@ def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
         edges=plan.wiring.source,
         evaluate_every=every,
         evaluation_batch_size=evaluation.batch_size or config.data.batch_size,
-        settings=_edge_settings(config),
+        settings=edge_settings(config),
         machine=_machine(config, device="cpu", threads=1),
     )
 
@@ -69,7 +69,7 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
-        settings=_edge_settings(config),
+        settings=edge_settings(config),
         machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
         accumulate=config.training.accumulate,
         checkpoints=str(checkpoints),
@@ -114,7 +114,8 @@ def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
     )
 
 
-def _edge_settings(config: RunConfig) -> EdgeSettings:
+def edge_settings(config: RunConfig) -> EdgeSettings:
+    """Return the sizes of every edge."""
     buffers = config.buffers
     window = buffers.window or min(2, buffers.capacity)
     return EdgeSettings(capacity=buffers.capacity, window=window, limit=buffers.capacity)

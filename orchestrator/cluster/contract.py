@@ -12,11 +12,15 @@ from orchestrator.wiring import Edge
 
 @dataclass(frozen=True)
 class Request:
-    """What one actor asks of its machine."""
+    """What one actor asks of its machine.
+
+    `num_takes`: calls of its consumers that may wait in it at the same time.
+    """
 
     name: str
     cpus: float
     gpus: float = 0.0
+    num_takes: int = 2
 
 
 @dataclass(frozen=True)

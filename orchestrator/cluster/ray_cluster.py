@@ -34,8 +34,9 @@ from orchestrator.wiring import Edge
 START_DEADLINE_S = 120.0
 REPORT_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 10.0
-IO_THREADS = 16
-"""Takes that one actor can serve at a time: windows over its outgoing edges, and two to spare."""
+SPARE_TAKES = 2
+KEPT_TAKES = 16
+"""Takes that a kept host can serve at a time; it is started before its edges are known."""
 
 
 class RayHost(Host):
@@ -86,16 +87,16 @@ class RayCluster:
         """
         if self._keep and not any(request.gpus for request in requests):
             while len(self._spare) < len(requests):
-                self._spare.append(_remote_host(io_threads=IO_THREADS).options(num_cpus=0).remote())
+                self._spare.append(_remote_host(KEPT_TAKES).options(num_cpus=0).remote())
             self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
             return
         self._check_resources(requests)
         bundles = [{"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests]
         self._group = placement_group(bundles, strategy=self._strategy)
         self._wait_for_group(bundles)
-        host = _remote_host(io_threads=IO_THREADS)
         for index, request in enumerate(requests):
             placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            host = _remote_host(request.num_takes + SPARE_TAKES)
             self._hosts[request.name] = host.options(
                 num_cpus=request.cpus, num_gpus=request.gpus, scheduling_strategy=placed
             ).remote()
@@ -223,9 +224,9 @@ class RayCluster:
         return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error))
 
 
-def _remote_host(io_threads: int) -> Any:
+def _remote_host(num_takes: int) -> Any:
     wrap: Any = ray.remote(  # type: ignore[call-overload]
-        concurrency_groups={"io": io_threads, "control": 1}, max_restarts=0, max_task_retries=0
+        concurrency_groups={"io": num_takes, "control": 1}, max_restarts=0, max_task_retries=0
     )
     return wrap(RayHost)
 
