@@ -15,7 +15,8 @@ _DRAWLESS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh,
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Embedding, nn.ZeroPad2d, nn.PixelUnshuffle,
+    nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Embedding, nn.ZeroPad2d,
+    nn.PixelUnshuffle,
 )  # fmt: skip
 _MASK = (1 << 63) - 1
 
@@ -58,19 +59,18 @@ class Body(nn.Module):
         return dict(self._entries())
 
     def load_named_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a state in; names that belong to other blocks are ignored.
+        """Copy a state in, all of it or nothing; names that belong to other blocks are ignored.
 
         Raises:
             KeyError: a tensor is missing or has another shape.
         """
+        for name, tensor in self._entries():
+            if name not in state:
+                raise KeyError(f"tensor {name!r} is missing")
+            if state[name].shape != tensor.shape:
+                raise KeyError(f"tensor {name!r} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
         with torch.no_grad():
             for name, tensor in self._entries():
-                if name not in state:
-                    raise KeyError(f"tensor {name!r} is missing")
-                if state[name].shape != tensor.shape:
-                    raise KeyError(
-                        f"tensor {name!r} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-                    )
                 tensor.copy_(state[name])
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 
-from actors.networks.layer import Make
+from actors.networks.layer import Make, image_shape
 
 
 class Options(BaseModel):
@@ -29,8 +29,8 @@ class Options(BaseModel):
 
 def layers(options: Options, input_shape: tuple[int, ...], num_classes: int) -> list[tuple[str, Make]]:
     """Return `conv1`, `conv2`, ... and `output`."""
-    sizes = [input_shape[0], *options.channels]
-    height, width = input_shape[1], input_shape[2]
+    depth, height, width = image_shape("cnn", input_shape)
+    sizes = [depth, *options.channels]
     pools = []
     for number in range(1, len(sizes)):
         pools.append(number in options.pool_after and min(height, width) >= 2)

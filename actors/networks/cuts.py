@@ -14,7 +14,7 @@ def cut_layers(names: Sequence[str], blocks: int | None, cuts: Sequence[str] | N
 
     Args:
         names: the network's layers in order.
-        blocks: how many blocks; cut evenly, sizes differ by at most one and the larger ones come last.
+        blocks: how many blocks; sizes differ by at most one, and the first block has the smaller.
         cuts: names of the layers that each start a new block; takes the place of `blocks`.
 
     Raises:
@@ -23,8 +23,8 @@ def cut_layers(names: Sequence[str], blocks: int | None, cuts: Sequence[str] | N
     starts = list(cuts) if cuts is not None else even_cuts(names, 1 if blocks is None else blocks)
     if cuts is not None and blocks is not None and blocks != len(starts) + 1:
         raise UserError(
-            f"network.blocks: got {blocks} beside {len(starts)} network.cuts, which make {len(starts) + 1} blocks; "
-            f"leave network.blocks out"
+            f"network.blocks: got {blocks} beside {len(starts)} network.cuts, which make {len(starts) + 1} "
+            f"blocks; leave network.blocks out"
         )
     positions = [_position(names, cut) for cut in starts]
     if any(a >= b for a, b in itertools.pairwise(positions)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from actors.errors import UserError
 from actors.seeds import seed_of
 
 Make = Callable[[], nn.Module]
@@ -35,3 +36,17 @@ def seeded_layer(name: str, make: Make, seed: int) -> Layer:
             return make()
 
     return Layer(name, build, f"{name}.")
+
+
+def image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return channels, height and width of a sample.
+
+    Raises:
+        UserError: samples are no images.
+    """
+    if len(input_shape) != 3:
+        raise UserError(
+            f"network.name: {name} got samples of shape {input_shape}, expected images (channels, height, "
+            f"width); use mlp, or other data"
+        )
+    return input_shape[0], input_shape[1], input_shape[2]

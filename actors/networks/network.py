@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 import actors.networks
@@ -59,7 +59,7 @@ def network_layers(spec: NetworkSpec, input_shape: tuple[int, ...], num_classes:
             f"use one of them or network.factory"
         )
     module = _module(spec.name)
-    values = options[spec.name](**spec.options)
+    values = _checked(options[spec.name], spec)
     if hasattr(module, "model"):
         return module_layers(lambda: module.model(values, input_shape, num_classes), "network.model", seed)
     return [seeded_layer(name, make, seed) for name, make in module.layers(values, tuple(input_shape), num_classes)]
@@ -77,14 +77,30 @@ def load_initial_weights(path: str, body: Body) -> None:
             missing = [name for name in body.named_state() if name not in held]
             if missing:
                 raise UserError(
-                    f"network.weights: {path} lacks {missing[0]!r} ({len(missing)} in all), expected every tensor "
-                    f"of the network; export it from a run of the same network"
+                    f"network.weights: {path} lacks {missing[0]!r} ({len(missing)} in all), expected every "
+                    f"tensor of the network; export it from a run of the same network"
                 )
             body.load_named_state({name: file.get_tensor(name) for name in body.named_state()})
     except (OSError, SafetensorError) as error:
         raise UserError(f"network.weights: {path} can't be read ({error}); give a .safetensors file") from None
     except KeyError as error:
         raise UserError(f"network.weights: {path}: {error.args[0]}; use the network it was made with") from None
+
+
+def _checked(model: type[BaseModel], spec: NetworkSpec) -> BaseModel:
+    try:
+        return model(**spec.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(["network", *(str(part) for part in first["loc"])])
+        if first["type"] != "extra_forbidden":
+            raise UserError(f"{path}: got {first['input']!r}; {first['msg']}; change it") from None
+        known = list(model.model_fields)
+        close = difflib.get_close_matches(str(first["loc"][0]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "remove it"
+        raise UserError(
+            f"{path}: got an option that {spec.name} does not have, expected {', '.join(known)}; {hint}"
+        ) from None
 
 
 def _module(name: str) -> ModuleType:

@@ -25,11 +25,13 @@ def keep_input_intact(body: Body, shape: tuple[int, ...]) -> bool:
     """
     if not _writes(body, shape):
         return False
-    for module in body.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-            if not _writes(body, shape):
-                return True
+    switched = [module for module in body.modules() if getattr(module, "inplace", False)]
+    for module in switched:
+        module.inplace = False  # type: ignore[assignment]
+        if not _writes(body, shape):
+            return True
+    for module in switched:
+        module.inplace = True  # type: ignore[assignment]
     body.clones_input = True
     return True
 

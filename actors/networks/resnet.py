@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from actors.networks.layer import Make
+from actors.networks.layer import Make, image_shape
 
 
 class Options(BaseModel):
@@ -50,16 +50,20 @@ class ResidualBlock(nn.Module):
 
 def layers(options: Options, input_shape: tuple[int, ...], num_classes: int) -> list[tuple[str, Make]]:
     """Return `stem`, `stage1.block1`, ..., `output`."""
+    depth, _, _ = image_shape("resnet", input_shape)
     width, per_stage = options.width, (options.depth - 2) // 6
-    named: list[tuple[str, Make]] = [("stem", lambda: _stem(input_shape[0], width))]
+    named: list[tuple[str, Make]] = [("stem", lambda: _stem(depth, width))]
     channels = width
     for stage in range(3):
         for number in range(per_stage):
             out, stride = width * 2**stage, 2 if stage and number == 0 else 1
             named.append((f"stage{stage + 1}.block{number + 1}", _block(channels, out, stride)))
             channels = out
-    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return [*named, ("output", lambda: nn.Sequential(*pool, nn.Linear(channels, num_classes)))]
+
+    def output() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+    return [*named, ("output", output)]
 
 
 def _stem(channels: int, width: int) -> nn.Module:

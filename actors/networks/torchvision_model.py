@@ -28,7 +28,7 @@ def model(options: Options, input_shape: tuple[int, ...], num_classes: int) -> n
     known = models.list_models(module=models)
     if options.model not in known:
         raise UserError(
-            f"network.model: got {options.model!r}, expected a model of torchvision such as resnet18 or vgg11_bn; "
-            f"`python -c 'import torchvision; print(torchvision.models.list_models())'` lists them"
+            f"network.model: got {options.model!r}, expected a model of torchvision such as resnet18 or "
+            f"vgg11_bn; `python -c 'import torchvision; print(torchvision.models.list_models())'` lists them"
         )
     return models.get_model(options.model, weights=None, num_classes=num_classes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -22,7 +23,7 @@ def user_module(factory: str, input_shape: tuple[int, ...], num_classes: int) ->
     It is given `num_classes` and `input_shape` if its signature takes them.
 
     Raises:
-        UserError: the path is malformed or does not import.
+        UserError: the path is malformed, does not import, or asks for arguments that it is not given.
     """
     module_name, _, name = factory.partition(":")
     if not module_name or not name:
@@ -37,12 +38,28 @@ def user_module(factory: str, input_shape: tuple[int, ...], num_classes: int) ->
             f"network.factory: {factory!r} does not import as a function ({type(error).__name__}: {error}); "
             f"check the name and PYTHONPATH"
         ) from None
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     offered = {"num_classes": num_classes, "input_shape": input_shape}
-    return lambda: function(**{key: value for key, value in offered.items() if key in parameters})
+    given = {key: value for key, value in offered.items() if takes_all or key in parameters}
+    required = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in given
+    ]
+    if required:
+        raise UserError(
+            f"network.factory: {factory!r} asks for {required[0]!r}, expected at most num_classes and "
+            f"input_shape; give it a default"
+        )
+    return lambda: function(**given)
 
 
 def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[Layer]:
-    """Return the layers of one module, which is built once under (seed) and whose names stay as they are.
+    """Return the layers of one module, which is made once under (seed) and whose names stay as they are.
+
+    Every `build` of a layer returns a copy of its own.
 
     Args:
         make: builds the module.
@@ -61,21 +78,27 @@ def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[La
         if not isinstance(module, nn.Module):
             raise UserError(f"{key}: returned {type(module).__name__}, expected an nn.Module; return the network")
         if type(module) is nn.Sequential:
-            layers = {name: (f"{name}.", child) for name, child in module._modules.items() if child is not None}
-        else:
-            layers = fx_segments(module, key)
-        _check_weights(module, layers, key)
-        return layers
+            return _children(module, key)
+        return fx_segments(module, key)
 
-    return [Layer(name, lambda name=name: segments()[name][1], prefix) for name, (prefix, _) in segments().items()]
+    return [
+        Layer(name, lambda name=name: copy.deepcopy(segments()[name][1]), prefix)
+        for name, (prefix, _) in segments().items()
+    ]
 
 
-def _check_weights(module: nn.Module, layers: Mapping[str, tuple[str, nn.Module]], key: str) -> None:
-    """Refuse weights that two layers would share, as two blocks can't, or that no layer has."""
-    held = [prefix + name for prefix, layer in layers.values() for name in layer.state_dict()]
-    tensors = [id(t) for _, layer in layers.values() for t in (*layer.parameters(), *layer.buffers())]
-    if sorted(held) != sorted(module.state_dict()) or len(tensors) != len(set(tensors)):
-        raise UserError(
-            f"{key}: {type(module).__name__} can't be cut so that every weight belongs to one layer "
-            f"(shared or unused sub-modules); give every layer weights of its own"
-        )
+def _children(module: nn.Sequential, key: str) -> dict[str, tuple[str, nn.Module]]:
+    # named_children() would leave out the second place of a module that stands in two.
+    children = dict(module._modules.items())
+    owners: dict[int, str] = {}
+    for name, child in children.items():
+        for tensor in [*child.parameters(), *child.buffers()]:
+            owner = owners.setdefault(id(tensor), name)
+            if owner != name:
+                raise UserError(
+                    f"{key}: children {owner!r} and {name!r} of the nn.Sequential share a weight, expected "
+                    f"every weight in one layer; put both into one child"
+                )
+    if not children:
+        raise UserError(f"{key}: returned an empty nn.Sequential, expected at least one layer; add one")
+    return {name: (f"{name}.", child) for name, child in children.items() if child is not None}

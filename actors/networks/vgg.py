@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from actors.networks.layer import Make
+from actors.networks.layer import Make, image_shape
 
 _PLANS = {
     11: [64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0],
@@ -27,16 +27,17 @@ class Options(BaseModel):
     """Number of layers with weights in the original network."""
     batch_norm: bool = True
     """Batch norm after every convolution."""
-    width: float = 1.0
+    width: float = Field(default=1.0, gt=0)
     """Factor on the number of channels."""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the classifier."""
 
 
 def layers(options: Options, input_shape: tuple[int, ...], num_classes: int) -> list[tuple[str, Make]]:
     """Return `conv1`, `norm1`, `relu1`, `pool1`, ... and `output`; pools that leave nothing are left out."""
     named: list[tuple[str, Make]] = []
-    channels, size = input_shape[0], min(input_shape[1:])
+    channels, height, width_in = image_shape("vgg", input_shape)
+    size = min(height, width_in)
     convolutions = pools = 0
     for entry in _PLANS[options.depth]:
         if entry == 0:
@@ -48,9 +49,12 @@ def layers(options: Options, input_shape: tuple[int, ...], num_classes: int) -> 
         width = max(1, round(entry * options.width))
         named += _convolution(convolutions, channels, width, options.batch_norm)
         channels = width
-    drop = [nn.Dropout(options.dropout)] if options.dropout else []
-    output = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop]
-    return [*named, ("output", lambda: nn.Sequential(*output, nn.Linear(channels, num_classes)))]
+
+    def output() -> nn.Module:
+        drop = [nn.Dropout(options.dropout)] if options.dropout else []
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *drop, nn.Linear(channels, num_classes))
+
+    return [*named, ("output", output)]
 
 
 def _convolution(number: int, channels: int, width: int, batch_norm: bool) -> list[tuple[str, Make]]:

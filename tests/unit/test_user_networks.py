@@ -98,48 +98,20 @@ def test_a_module_with_two_outputs_is_refused():
     refusal_of("wrong_networks:TwoOutputs")
 
 
-@pytest.mark.parametrize("factory", ["Unused", "SharedWeights", "Tied", "shared_in_sequence"], ids=lambda name: name)
+@pytest.mark.parametrize("factory", ["Unused", "shared_in_sequence"], ids=lambda name: name)
 def test_a_module_whose_weights_do_not_each_belong_to_one_layer_is_refused(factory):
-    assert "shared or unused" in refusal_of(f"wrong_networks:{factory}")
+    assert "weight" in refusal_of(f"wrong_networks:{factory}")
 
 
-def test_a_module_that_computes_differently_in_evaluation_by_its_own_code_is_refused():
-    """A trace keeps `self.training` as it was: evaluation would go on dropping."""
-    assert "nn.Dropout" in refusal_of("wrong_networks:FunctionalDropout")
+@pytest.mark.parametrize("factory", ["SharedWeights", "Tied"], ids=lambda name: name)
+def test_weights_that_are_used_twice_stay_in_one_layer(factory):
+    layers = network_layers(NetworkSpec(factory=f"wrong_networks:{factory}"), (4,), 4, 0)
+    assert len(layers) == 1
 
 
-def test_a_factory_that_returns_no_module_is_refused():
-    assert "returned list, expected an nn.Module" in refusal_of("wrong_networks:a_list")
-    assert "returned NoneType, expected an nn.Module" in refusal_of("wrong_networks:nothing")
-
-
-@pytest.mark.parametrize("path", ["wrong_networks", "wrong_networks:", ":sequence", "", ":"])
-def test_a_malformed_path_is_refused(path):
-    assert f"got {path!r}, expected package.module:function" in refusal_of(path)
-
-
-@pytest.mark.parametrize(
-    "path", ["no_such_package:net", "wrong_networks:missing", "wrong_networks:number", "..relative:net"]
-)
-def test_a_path_that_does_not_import_as_a_function_is_refused(path):
-    assert f"{path!r} does not import as a function" in refusal_of(path)
-
-
-def test_tracing_leaves_the_modes_of_a_module_as_its_author_set_them(tmp_path):
-    (tmp_path / "frozen_networks.py").write_text(
-        textwrap.dedent("""
-            from torch import nn
-
-            class Frozen(nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.a, self.b = nn.BatchNorm1d(4).eval(), nn.Linear(4, 4)
-
-                def forward(self, x):
-                    return self.b(self.a(x))
-        """)
-    )
-    layers = network_layers(NetworkSpec(factory="frozen_networks:Frozen"), (4,), 4, 0)
-    assert [layer.build().training for layer in layers] == [False, True]
-    assert torch.isfinite(Body(layers, seed=0)(torch.randn(2, 4))).all()
-    sys.modules.pop("frozen_networks")
+def test_dropout_by_the_modules_own_flag_stops_in_evaluation():
+    """A trace would keep `self.training` as it was."""
+    body = Body(network_layers(NetworkSpec(factory="wrong_networks:FunctionalDropout"), (4,), 4, 0), seed=0)
+    x = torch.randn(64, 4)
+    assert not torch.equal(body.train()(x, 0), body(x, 1))
+    assert torch.equal(body.eval()(x, 0), body(x, 1))
