@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from actors.errors import UserError
 from orchestrator.catalog import find_catalog
@@ -47,8 +44,13 @@ def train(
     if directory.is_finished:
         return Summary(**directory.read_summary())
     cluster = cluster or open_cluster(config)
+    orchestrator = Orchestrator(config, plan, directory, cluster, progress=progress)
     try:
-        return Orchestrator(config, plan, directory, cluster, progress=progress).run()
+        return orchestrator.run()
+    except UserError:
+        if not orchestrator.has_launched:
+            directory.discard()
+        raise
     finally:
         cluster.close()
 
@@ -65,17 +67,14 @@ def open_cluster(config: RunConfig) -> Cluster:
 
 
 def check_machine(config: RunConfig) -> None:
-    """Refuse what this machine can't do before anything starts.
+    """Refuse what this machine lacks before anything starts.
 
     Raises:
-        UserError: fewer processors than threads per block would need is only warned about; a relative
-            `network.weights` that is missing is refused.
+        UserError: `network.weights` is no file.
     """
     weights = config.network.weights
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"network.weights: {weights} is no file; give the path of a .safetensors file")
-    if config.training.channels_last and not torch.backends.mkldnn.is_available():
-        warnings.warn("training.channels_last: this build of torch gains nothing from it", stacklevel=2)
 
 
 __all__ = ["evaluate", "export", "open_cluster", "train"]

@@ -65,7 +65,7 @@ class Orchestrator:
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         self.facts: dict[str, Mapping[str, Any]] = {}
         self.stop_asked = False
-        self._launched = 0.0
+        self.has_launched = False
 
     def run(self) -> Summary:
         """Train to the end, or to the batch after a stop was asked for.
@@ -113,8 +113,9 @@ class Orchestrator:
         return self.cluster.cpus_for(len(self.names), SOURCE_CPUS) if asked == "auto" else float(asked)
 
     def _drive(self) -> None:
-        self._launched = time.monotonic()
+        launched = time.monotonic()
         self.cluster.launch()
+        self.has_launched = True
         reported = 0.0
         while len(self.facts) < len(self.names) + 1:
             for ended in self.cluster.poll(REPORT_EVERY_S):
@@ -122,7 +123,7 @@ class Orchestrator:
             if time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self.cluster.reports())
                 reported = time.monotonic()
-        self.wall_s = time.monotonic() - self._launched
+        self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
 
     def _accept(self, ended: Ended) -> None:

@@ -53,7 +53,9 @@ class RunDirectory:
             directory.path.chmod(0o700)
             directory.checkpoints.mkdir()
             (directory.path / "run_id").write_text(uuid.uuid4().hex)
-            directory.config_yaml.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+            partial = directory.path / ".config.yaml.partial"
+            partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+            partial.rename(directory.config_yaml)
         except OSError as error:
             raise UserError(
                 f"run_dir: {directory.path} can't be used ({error.strerror}); choose another run_dir"
@@ -133,6 +135,12 @@ class RunDirectory:
                 f"run_dir: {self.config_yaml} is damaged; choose another run_dir, or start anew with --fresh"
             )
         return {str(key): value for key, value in held.items()}
+
+    def discard(self) -> None:
+        """Delete a run that never started to train."""
+        self._clear()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _clear(self) -> None:
         """Delete what a run writes, and nothing else."""

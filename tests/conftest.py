@@ -37,10 +37,23 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def ray_session(ray_cluster: Any) -> Any:
+    """The Ray that `ray_cluster` started."""
+    import ray
+
+    return ray
+
+
+@pytest.fixture(scope="session")
 def catalog() -> Any:
     from orchestrator.catalog import find_catalog
 
     return find_catalog()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest resets the filters that the packages set: buffers of shared memory are read-only on purpose.
+    config.addinivalue_line("filterwarnings", "ignore:The given NumPy array is not writable:UserWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

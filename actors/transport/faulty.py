@@ -58,7 +58,7 @@ class FaultyPort:
 
     def _spoil(self, take: Take, reply: Reply) -> list[tuple[Take, Reply | Exception]]:
         packets: list[Packet] = []
-        rounds = 0
+        late = 0
         for packet in reply.packets:
             fault = self._fault_of(packet, take.edge)
             if fault is None:
@@ -66,15 +66,15 @@ class FaultyPort:
                 continue
             self.fired.append(fault)
             if fault.action in ("delay", "reorder"):
+                late = max(late, fault.rounds)
                 packets.append(packet)
-                rounds = fault.rounds
             elif fault.action == "duplicate":
                 packets += [packet, packet]
             elif fault.action != "drop":
                 packets.append(_corrupt(packet, fault.action))
         spoiled = replace(reply, packets=tuple(packets))
-        if rounds:
-            self._held.append((rounds, take, spoiled))
+        if late:
+            self._held.append((late, take, spoiled))
             return []
         return [(take, spoiled)]
 

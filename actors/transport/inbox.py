@@ -74,6 +74,7 @@ class Inbox:
         self._handed = 0
         self._end: int | None = None
         self._num_corrupt = 0
+        self._corrupt: CorruptMessage | None = None
 
     @property
     def num_buffered(self) -> int:
@@ -109,16 +110,18 @@ class Inbox:
         if packet is None:
             self._watch_gap()
             if self.is_closed:
-                raise EdgeError(f"edge {self.edge}: closed after message {self.received}, another was expected")
+                raise EdgeError(
+                    f"edge {self.edge}: closed after message {self.received}, another was expected"
+                )
             return None
         try:
             message = unpack(packet, run=self.run, edge=self.edge)
             if message.sequence != self.received + 1:
-                raise CorruptMessage(f"edge {self.edge}: message {message.sequence} came as {self.received + 1}")
-        except CorruptMessage:
-            self._num_corrupt += 1
-            if self._num_corrupt >= MAX_CORRUPT:
-                raise
+                raise CorruptMessage(
+                    f"edge {self.edge}: message {message.sequence} came as {self.received + 1}"
+                )
+        except CorruptMessage as error:
+            self._corrupt = error
             self._open_session()
             return None
         del self._arrived[message.sequence]
@@ -155,7 +158,8 @@ class Inbox:
         for packet in reply.packets:
             try:
                 sequence = read_header(packet.header, self.edge)["sequence"]
-            except CorruptMessage:
+            except CorruptMessage as error:
+                self._corrupt = error
                 continue  # now missing: the gap is noticed and asked for again
             if sequence <= self.received or sequence in self._arrived:
                 self.num_duplicates += 1
@@ -173,7 +177,16 @@ class Inbox:
             self._open_session()
 
     def _open_session(self) -> None:
-        """Leave every outstanding call behind and ask again from the first message not received."""
+        """Leave every outstanding call behind and ask again from the first message not received.
+
+        Raises:
+            CorruptMessage: this message came corrupt in `MAX_CORRUPT` sessions.
+        """
+        if self._corrupt is not None:
+            self._num_corrupt += 1
+            if self._num_corrupt >= MAX_CORRUPT:
+                raise self._corrupt
+            self._corrupt = None
         incarnation, counter = self._session
         self._session = (incarnation, counter + 1)
         self._outstanding = 0

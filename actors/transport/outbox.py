@@ -98,7 +98,9 @@ class Outbox:
                 return False
             sequence = self._next_sequence
         # Packing reads the whole payload, so it is done outside the lock; only one thread puts.
-        packet = pack(replace(message, sequence=sequence, incarnation=self.incarnation), run=self.run, edge=self.edge)
+        packet = pack(
+            replace(message, sequence=sequence, incarnation=self.incarnation), run=self.run, edge=self.edge
+        )
         with self._changed:
             self._kept.append((sequence, packet))
             self._next_sequence += 1
@@ -117,7 +119,7 @@ class Outbox:
 
         Raises:
             SessionRefused: the consumer is an older life or has opened a newer session itself.
-            EdgeError: the consumer claims messages that were never sent, or that are gone.
+            EdgeError: the consumer claims messages that it was never handed, or that are gone.
         """
         with self._changed:
             self._open(take)
@@ -127,7 +129,9 @@ class Outbox:
                 min(take.wait_s, MAX_WAIT_S),
             )
             if take.session < self._session:
-                raise SessionRefused(f"edge {self.edge}: session {take.session} ended, {self._session} is served")
+                raise SessionRefused(
+                    f"edge {self.edge}: session {take.session} ended, {self._session} is served"
+                )
             first = self._kept[0][0] if self._kept else self._next_sequence
             start = self._cursor - first
             stop = min(start + take.limit, len(self._kept))
@@ -140,7 +144,9 @@ class Outbox:
         if take.edge != self.edge:
             raise EdgeError(f"edge {self.edge}: got a take for edge {take.edge!r}")
         if take.session < self._session:
-            raise SessionRefused(f"edge {self.edge}: session {take.session} is over, {self._session} is served")
+            raise SessionRefused(
+                f"edge {self.edge}: session {take.session} is over, {self._session} is served"
+            )
         if take.session == self._session:
             return
         first = self._kept[0][0] if self._kept else self._next_sequence
@@ -154,9 +160,9 @@ class Outbox:
         self.received = take.received
 
     def _acknowledge(self, take: Take) -> None:
-        if take.received >= self._next_sequence:
+        if take.received >= self._cursor:
             raise EdgeError(
-                f"edge {self.edge}: message {take.received} is acknowledged, sent were {self._next_sequence}"
+                f"edge {self.edge}: message {take.received} is acknowledged, {self._cursor} were handed out"
             )
         self.received = max(self.received, take.received)
         self.durable = max(self.durable, take.durable)

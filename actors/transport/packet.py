@@ -98,7 +98,8 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
     if len(table) != len(packet.buffers):
         raise CorruptMessage(f"edge {edge}: the header lists {len(table)} tensors, got {len(packet.buffers)}")
     tensors: dict[str, Tensor] = {}
-    for (name, dtype, shape, order, expected), buffer in zip(table, packet.buffers, strict=True):
+    for row, buffer in zip(table, packet.buffers, strict=True):
+        name, dtype, shape, order, expected = _check_row(edge, row)
         if (got := checksum(buffer)) != expected:
             raise CorruptMessage(
                 f"edge {edge}, message {header['sequence']}: tensor {name!r} has checksum {got}, "
@@ -148,6 +149,18 @@ def read_header(header: bytes, edge: str) -> dict[str, Any]:
     return values
 
 
+def _check_row(edge: str, row: Any) -> list[Any]:
+    """Return a row of the tensor table if its values have the types that `pack` writes."""
+    kinds = (str, str, list, str, int)
+    if (
+        not isinstance(row, list)
+        or len(row) != len(kinds)
+        or not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))
+    ):
+        raise CorruptMessage(f"edge {edge}: the tensor table has a row {row!r}")
+    return row
+
+
 def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
     """Return [dtype, shape, dimension order] and the bytes in memory order, without a copy where dense."""
     tensor = tensor.detach()
@@ -155,21 +168,26 @@ def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
         tensor = tensor.cpu()
     order = "channels_last" if _is_channels_last(tensor) else "contiguous"
     flat = tensor.permute(0, 2, 3, 1) if order == "channels_last" else tensor.contiguous()
-    bits = flat.reshape(-1).view(torch.uint8)
+    # A lone element counts as contiguous whatever its stride is; bytes can only be seen at stride 1.
+    bits = flat.reshape(-1).as_strided((flat.numel(),), (1,)).view(torch.uint8)
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), order], bits.numpy()
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return (
+        tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _unflatten(edge: str, name: str, dtype: str, shape: list[int], order: str, buffer: np.ndarray) -> Tensor:
     if dtype not in _DTYPES or order not in ("contiguous", "channels_last"):
         raise CorruptMessage(f"edge {edge}: tensor {name!r} has unknown dtype {dtype!r} or order {order!r}")
     kind = _DTYPES[dtype]
-    count = 1
+    count = extent = 1
     for size in shape:
-        if not isinstance(size, int) or size < 0:
+        if not isinstance(size, int) or size < 0 or (extent := extent * max(size, 1)) > MAX_TENSOR_BYTES:
             raise CorruptMessage(f"edge {edge}: tensor {name!r} has shape {shape}")
         count *= size
     if count * kind.itemsize != buffer.nbytes or buffer.nbytes > MAX_TENSOR_BYTES:

@@ -1,0 +1,28 @@
+"""Fixtures of the contract tests: every test that asks for `carrier` runs over each of them."""
+
+import sys
+
+import pytest
+
+from tests.contract import carriers
+
+
+@pytest.fixture(scope="session")
+def warm_outboxes(ray_session):
+    """The one Ray actor that serves every test's edges."""
+    ray_session.cloudpickle.register_pickle_by_value(sys.modules[carriers.__name__])
+    groups = {"io": 8, "control": 1}
+    actor = ray_session.remote(concurrency_groups=groups)(carriers.Outboxes).options(num_cpus=0).remote()
+    yield actor
+    ray_session.kill(actor)
+
+
+@pytest.fixture(params=["in_process", "ray"])
+def carrier(request):
+    """Makes producers, each on a fresh edge; all are closed when the test ends."""
+    if request.param == "in_process":
+        made = carriers.InProcessCarrier()
+    else:
+        made = carriers.RayCarrier(request.getfixturevalue("warm_outboxes"))
+    yield made
+    made.close()

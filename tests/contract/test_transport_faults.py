@@ -1,0 +1,205 @@
+"""What every carrier promises on a bad wire: each message once, in order, bit-equal, or an error."""
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.errors import CorruptMessage, EdgeError
+from actors.transport.faulty import Fault
+from actors.transport.inbox import MAX_CORRUPT
+from actors.transport.packet import Packet
+from tests.contract.carriers import InProcessCarrier, Spoiler, assert_are, numbered, receive, until
+
+LOSSES = ("drop", "corrupt_header", "corrupt_payload")
+LATE = ("delay", "reorder")
+NUMBER = 9
+
+
+def stopped_clock():
+    return 0.0
+
+
+@pytest.mark.parametrize("sequence", [0, 4, NUMBER - 1])
+@pytest.mark.parametrize("action", LOSSES)
+def test_a_lost_message_is_sent_again_in_a_new_session(carrier, action, sequence):
+    fault = Fault(sequence, action)
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=3, limit=2, gap_s=0.01, faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.fired == [fault]
+    assert inbox.num_sessions >= 1
+
+
+@pytest.mark.parametrize("action", LOSSES)
+def test_with_one_take_a_lost_message_is_asked_for_without_waiting_for_the_gap(carrier, action):
+    fault = Fault(2, action)
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=1, limit=1, gap_s=3600.0, clock=stopped_clock, faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.fired == [fault]
+    assert inbox.num_sessions == 1
+
+
+@pytest.mark.parametrize("sequence", [0, 4, NUMBER - 1])
+@pytest.mark.parametrize("action", LATE)
+def test_a_late_reply_is_put_in_its_place_without_a_new_session(carrier, action, sequence):
+    fault = Fault(sequence, action, rounds=4)
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=3, limit=1, clock=stopped_clock, faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.fired == [fault]
+    assert (inbox.num_sessions, inbox.num_duplicates) == (0, 0)
+
+
+def test_what_arrives_before_an_earlier_message_waits_for_it(carrier):
+    producer = carrier.producer()
+    producer.put_numbers(*range(3))
+    inbox = producer.inbox(window=3, limit=1, clock=stopped_clock, faults=[Fault(0, "reorder", rounds=20)])
+
+    def later_ones_arrived():
+        assert inbox.get(0.01) is None
+        return inbox.num_buffered == 2
+
+    until(later_ones_arrived)
+    assert_are(receive(inbox, 3), 0, 1, 2)
+
+
+def test_a_reply_that_comes_after_its_gap_was_asked_for_again_is_not_used_twice(carrier):
+    fault = Fault(1, "delay", rounds=30)
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=3, limit=1, gap_s=0.01, faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.num_sessions >= 1
+    for _ in range(40):
+        assert inbox.get(0.0) is None
+    assert inbox.port._held == []
+    producer.put_numbers(NUMBER)
+    assert_are(receive(inbox), NUMBER)
+
+
+@pytest.mark.parametrize("sequence", [0, 4, NUMBER - 1])
+def test_a_duplicate_is_counted_and_dropped(carrier, sequence):
+    fault = Fault(sequence, "duplicate")
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    producer.close()
+    inbox = producer.inbox(window=2, limit=2, clock=stopped_clock, faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.fired == [fault]
+    assert (inbox.num_sessions, inbox.num_duplicates) == (0, 1)
+    with pytest.raises(EdgeError, match="closed"):
+        receive(inbox)
+
+
+@pytest.mark.parametrize("action", LOSSES)
+def test_the_last_message_of_a_closed_edge_is_sent_again_if_it_is_lost(carrier, action):
+    fault = Fault(NUMBER - 1, action)
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    producer.close()
+    inbox = producer.inbox(faults=[fault])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.fired == [fault]
+    with pytest.raises(EdgeError, match="closed"):
+        receive(inbox)
+
+
+@pytest.mark.parametrize("action", LOSSES)
+def test_a_loss_on_a_full_outbox_does_not_stop_the_edge(carrier, action):
+    producer = carrier.producer(capacity=1)
+    inbox = producer.inbox(gap_s=0.01, faults=[Fault(1, action)])
+    for number in range(4):
+        inbox.get(0.0)
+        until(lambda number=number: inbox.get(0.0) is None and producer.put_numbers(number) is None)
+        assert_are(receive(inbox), number)
+    assert len(inbox.port.fired) == 1
+
+
+def test_faults_of_every_kind_on_one_edge_lose_and_repeat_nothing(carrier):
+    actions = (*LOSSES, *LATE, "duplicate")
+    faults = [Fault(2 * i + 1, action) for i, action in enumerate(actions)]
+    producer = carrier.producer()
+    producer.put_numbers(*range(14))
+    inbox = producer.inbox(window=3, limit=2, gap_s=0.01, faults=faults)
+    assert_are(receive(inbox, 14), *range(14))
+    assert sorted(fault.sequence for fault in inbox.port.fired) == [fault.sequence for fault in faults]
+    assert inbox.get(0.0) is None
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    capacity=st.integers(1, 5),
+    window=st.integers(1, 3),
+    limit=st.integers(1, 4),
+    faults=st.dictionaries(
+        st.integers(0, 11), st.tuples(st.sampled_from((*LOSSES, *LATE, "duplicate")), st.integers(1, 9))
+    ),
+)
+def test_any_faults_on_any_window_lose_and_repeat_nothing(capacity, window, limit, faults):
+    named = [Fault(sequence, action, rounds) for sequence, (action, rounds) in faults.items()]
+    producer = InProcessCarrier().producer(capacity)
+    inbox = producer.inbox(window=window, limit=limit, gap_s=4.0, faults=named)
+    sent, messages = 0, []
+    for _ in range(1000):
+        if sent < 12:
+            sent += producer.put(numbered(sent))
+        if sent == 12:
+            producer.close()
+        if inbox.is_closed:
+            break
+        message = inbox.get(0.0)
+        messages += [] if message is None else [message]
+        inbox.clock.now += 1.0
+    assert_are(messages, *range(12))
+    assert {fault.sequence for fault in inbox.port.fired} == set(faults)
+
+
+def flip(array):
+    spoiled = np.array(array)
+    spoiled[len(spoiled) // 2] ^= 1
+    return spoiled
+
+
+SPOILS = {
+    "payload": lambda packet: Packet(packet.header, (flip(packet.buffers[0]), *packet.buffers[1:])),
+    "header": lambda packet: Packet(flip(np.frombuffer(packet.header, np.uint8)).tobytes(), packet.buffers),
+    "truncated header": lambda packet: Packet(packet.header[:-5], packet.buffers),
+    "empty header": lambda packet: Packet(b"", packet.buffers),
+    "oversized header": lambda packet: Packet(packet.header + bytes(64 * 1024), packet.buffers),
+    "truncated buffer": lambda packet: Packet(packet.header, (packet.buffers[0][:-1], *packet.buffers[1:])),
+    "missing buffer": lambda packet: Packet(packet.header, packet.buffers[1:]),
+}
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_wire_that_never_delivers_a_message_intact_raises_after_bounded_tries(carrier, spoil, window):
+    copies = []
+
+    def spoil_third(packet):
+        if msgpack.unpackb(packet.header[:-4])["sequence"] != 2:
+            return packet
+        copies.append(packet)
+        return SPOILS[spoil](packet)
+
+    producer = carrier.producer()
+    producer.put_numbers(*range(4))
+    inbox = producer.inbox(window=window, limit=2, gap_s=0.01, port=Spoiler(producer.port(), spoil_third))
+    assert_are(receive(inbox, 2), 0, 1)
+    with pytest.raises(CorruptMessage):
+        receive(inbox)
+    assert MAX_CORRUPT <= len(copies) <= 2 * MAX_CORRUPT
+    assert inbox.received == 1
+
+
+def test_a_message_of_another_run_is_never_handed_over(carrier):
+    producer = carrier.producer()
+    producer.put_numbers(0, 1)
+    with pytest.raises(CorruptMessage, match="expected a message of run 'another'"):
+        receive(producer.inbox(run="another"))
