@@ -31,9 +31,7 @@ class Outboxes:
     def open(self, edge, capacity, incarnation):
         """Start a life of this edge's producer."""
         self.version = 0
-        self.outboxes[edge] = Outbox(
-            RUN, edge, capacity, incarnation=incarnation, version=lambda: self.version
-        )
+        self.outboxes[edge] = Outbox(RUN, edge, capacity, incarnation=incarnation, version=lambda: self.version)
 
     def put(self, edge, message, wait_s):
         return self.outboxes[edge].put(message, wait_s)

@@ -209,9 +209,7 @@ def test_a_tensor_table_that_does_not_fit_its_buffers_is_refused(changes):
         open_packet(with_row(make_packet(), **changes))
 
 
-@pytest.mark.parametrize(
-    "row", [None, [], ["x"], ["x", "float32", [2, 3], "contiguous", 0, 0], "xxxxx", 5, {}]
-)
+@pytest.mark.parametrize("row", [None, [], ["x"], ["x", "float32", [2, 3], "contiguous", 0, 0], "xxxxx", 5, {}])
 def test_a_row_of_the_tensor_table_that_is_not_five_values_is_refused(row):
     packet = make_packet(x=torch.ones(2, 3))
     with pytest.raises(CorruptMessage):
