@@ -13,6 +13,7 @@ def warm_outboxes(ray_session):
     ray_session.cloudpickle.register_pickle_by_value(sys.modules[carriers.__name__])
     groups = {"io": 8, "control": 1}
     actor = ray_session.remote(concurrency_groups=groups)(carriers.Outboxes).options(num_cpus=0).remote()
+    ray_session.get(actor.set_version.remote(0), timeout=100)  # its process imports torch
     yield actor
     ray_session.kill(actor)
 

@@ -5,7 +5,7 @@ import torch
 
 from actors.messages import Flags, Kind, Message
 from actors.transport.outbox import Take
-from tests.contract.carriers import Outboxes, receive, same, until
+from tests.contract.carriers import Outboxes, RayCarrier, receive, same, until
 
 BIG = 8 * 1024 * 1024
 """float32 elements: 32 MiB."""
@@ -95,8 +95,6 @@ def test_a_large_tensor_arrives_bit_equal_and_is_counted(carrier):
 
 @pytest.mark.parametrize("size", [4, 1_000_000])
 def test_what_comes_over_ray_is_read_only_whatever_its_size(warm_outboxes, size):
-    from tests.contract.carriers import RayCarrier
-
     carrier = RayCarrier(warm_outboxes)
     producer = carrier.producer()
     producer.put(Message(Kind.ACTIVATION, 0, tensors={"x": torch.ones(size)}))
