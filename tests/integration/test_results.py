@@ -75,6 +75,15 @@ def test_metrics_hold_every_evaluation_once_with_its_position(trained):
     assert any(e["kind"] == "report" for e in entries)
 
 
+def test_tensorboard_can_read_what_was_written(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[0] / "tensorboard")).Reload()
+    assert {"block0/loss", "block2/test_accuracy"} <= set(events.Tags()["scalars"])
+    newest = events.Scalars("block2/test_accuracy")[-1]
+    assert newest.step == 19 and newest.value == pytest.approx(trained[1].test_accuracy)
+
+
 def test_time_fractions_sum_to_one(trained):
     for block in trained[1].blocks:
         assert sum(block["time_fraction"].values()) == pytest.approx(1.0)
