@@ -110,16 +110,12 @@ class Inbox:
         if packet is None:
             self._watch_gap()
             if self.is_closed:
-                raise EdgeError(
-                    f"edge {self.edge}: closed after message {self.received}, another was expected"
-                )
+                raise EdgeError(f"edge {self.edge}: closed after message {self.received}, another was expected")
             return None
         try:
             message = unpack(packet, run=self.run, edge=self.edge)
             if message.sequence != self.received + 1:
-                raise CorruptMessage(
-                    f"edge {self.edge}: message {message.sequence} came as {self.received + 1}"
-                )
+                raise CorruptMessage(f"edge {self.edge}: message {message.sequence} came as {self.received + 1}")
         except CorruptMessage as error:
             self._corrupt = error
             self._open_session()

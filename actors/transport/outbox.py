@@ -98,9 +98,7 @@ class Outbox:
                 return False
             sequence = self._next_sequence
         # Packing reads the whole payload, so it is done outside the lock; only one thread puts.
-        packet = pack(
-            replace(message, sequence=sequence, incarnation=self.incarnation), run=self.run, edge=self.edge
-        )
+        packet = pack(replace(message, sequence=sequence, incarnation=self.incarnation), run=self.run, edge=self.edge)
         with self._changed:
             self._kept.append((sequence, packet))
             self._next_sequence += 1
@@ -129,9 +127,7 @@ class Outbox:
                 min(take.wait_s, MAX_WAIT_S),
             )
             if take.session < self._session:
-                raise SessionRefused(
-                    f"edge {self.edge}: session {take.session} ended, {self._session} is served"
-                )
+                raise SessionRefused(f"edge {self.edge}: session {take.session} ended, {self._session} is served")
             first = self._kept[0][0] if self._kept else self._next_sequence
             start = self._cursor - first
             stop = min(start + take.limit, len(self._kept))
@@ -144,9 +140,7 @@ class Outbox:
         if take.edge != self.edge:
             raise EdgeError(f"edge {self.edge}: got a take for edge {take.edge!r}")
         if take.session < self._session:
-            raise SessionRefused(
-                f"edge {self.edge}: session {take.session} is over, {self._session} is served"
-            )
+            raise SessionRefused(f"edge {self.edge}: session {take.session} is over, {self._session} is served")
         if take.session == self._session:
             return
         first = self._kept[0][0] if self._kept else self._next_sequence

@@ -174,11 +174,7 @@ def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _unflatten(edge: str, name: str, dtype: str, shape: list[int], order: str, buffer: np.ndarray) -> Tensor:
