@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.errors import CorruptMessage
+from actors.errors import CorruptMessage, EdgeError
 from actors.messages import Flags, Kind, Message
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -57,9 +57,15 @@ def checksum(buffer: np.ndarray) -> int:
 
 
 def pack(message: Message, *, run: str, edge: str) -> Packet:
-    """Lay a message out for its journey; tensors are moved to the CPU if they are elsewhere."""
+    """Lay a message out for its journey; tensors are moved to the CPU if they are elsewhere.
+
+    Raises:
+        EdgeError: a tensor's dtype can't travel.
+    """
     table, buffers = [], []
     for name, tensor in message.tensors.items():
+        if tensor.dtype not in _DTYPES.values():
+            raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
         entry, buffer = _flatten(tensor)
         table.append([name, *entry, checksum(buffer)])
         buffers.append(buffer)

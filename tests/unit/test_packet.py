@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import CorruptMessage
+from actors.errors import CorruptMessage, EdgeError
 from actors.messages import Flags, Kind, Message, num_bytes
 from actors.transport import packet as packets
 from actors.transport.packet import MAX_HEADER_BYTES, Packet, checksum, pack, read_header, unpack
@@ -237,3 +237,9 @@ def test_a_tensor_that_needs_a_gradient_travels_without_its_graph():
     sent = torch.ones(3, requires_grad=True) * 2
     got = open_packet(make_packet(x=sent)).tensors["x"]
     assert got.grad_fn is None and torch.equal(got, sent.detach())
+
+
+def test_a_tensor_that_no_reader_accepts_is_refused_before_it_leaves():
+    message = Message(Kind.ACTIVATION, 0, tensors={"h": torch.zeros(2, dtype=torch.complex64)})
+    with pytest.raises(EdgeError, match="tensor 'h' is torch.complex64"):
+        pack(message, run="run", edge="a->b")
