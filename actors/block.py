@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from actors.errors import MispairedMessage, UserError
-from actors.learning_rule import Batch, LearningRule, Sent
+from actors.block_state import read_state, take_state
+from actors.errors import MispairedMessage
+from actors.evaluation import VOTES, Evaluation, Evaluator, Parts
+from actors.learning_rule import Around, Batch, LearningRule, Sent
 from actors.messages import Flags, Message
-from actors.module_pass import ModulePass
-from actors.needs import Feedback, Place
+from actors.module_pass import Late, ModulePass
+from actors.needs import Feedback, Needs, Place
 from actors.networks.body import Body
 from actors.networks.network import load_initial_weights, network_layers
 from actors.networks.private_input import keep_input_intact
@@ -25,17 +26,9 @@ from actors.networks.weights import tensor_digests
 from actors.objective import Objective
 from actors.optimizers import group_optimizers
 from actors.plugins import plugin_class
+from actors.precision import Precision, accumulate
 from actors.seeds import seed_of
 from actors.spec import BlockSpec, PluginSpec
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Sums over one split at a position: `num_samples` and what the objective counts."""
-
-    split: str
-    batch_id: int
-    sums: Mapping[str, float]
 
 
 class Block:
@@ -50,22 +43,33 @@ class Block:
         self.spec = spec
         self.place = Place(spec.index, spec.num_blocks)
         self.device = torch.device(spec.machine.device)
+        self.precision = Precision(spec.machine.precision, self.device.type)
         self.version = 0
         self.updates = 0
         self.loss: Tensor | None = None
-        self._open: dict[int, ModulePass] = {}
-        self._accumulated = 0
-        self._sums: dict[str, Tensor] = {}
+        self.open: dict[int, ModulePass] = {}
+        self.accumulated = {"weights": 0, "synthesizer": 0}
+        self.synthesizer_updates = 0
         self._apply_machine()
-        layers = network_layers(spec.network, spec.input_shape, spec.num_classes, spec.seed)
+        layers = network_layers(spec.network, spec.raw.shape, spec.num_classes, spec.seed)
         body = Body([layer for layer in layers if layer.name in set(spec.layers)], seed=spec.seed)
         if spec.network.weights:
             load_initial_weights(spec.network.weights, body)
         keep_input_intact(body, shape)
+        last = [layer.name for layer in layers].index(spec.layers[-1])
+        self._around = Around(
+            shape=body.output_shape(shape),
+            num_classes=spec.num_classes,
+            body_input_shape=shape,
+            raw_shape=spec.raw.shape,
+            mean=spec.raw.mean,
+            std=spec.raw.std,
+            later=tuple(layers[last + 1 :]),
+        )
         self.rule = self._build_rule()
         self.body = cast(Body, self.rule.prepare(body)).to(self.device)
         self.rule.to(self.device)
-        self.objective = self._build_objective(shape)
+        self.objective = self._build_objective()
         if spec.machine.channels_last:
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if spec.machine.compile:
@@ -78,6 +82,7 @@ class Block:
                 "synthesizer": [self.rule],
             },
         )
+        self.evaluator = Evaluator(Parts(self.body, self.rule, self.objective), spec.index)
         self.train()
 
     # ------------------------------------------------------------------ building
@@ -93,18 +98,20 @@ class Block:
 
     def _build_rule(self) -> LearningRule:
         kind, config = self._plugin("rule", self.spec.rule)
-        self.needs = kind.needs(config, self.place)
+        self.needs: Needs = kind.needs(config, self.place)
         below = Place(self.place.index - 1, self.place.num_blocks)
         self.sends_gradient = not self.place.is_first and kind.needs(config, below).feedback is Feedback.NEXT_BLOCK
+        longest = max((late.delay for late in self.spec.edges.late), default=1)
+        self.late = Late(self.spec.late) if self.needs.late_credit and longest > 1 else Late.KEPT
         with self._initial("rule"):
-            return kind(config, self.place)
+            return kind(config, self.place, self._around)
 
-    def _build_objective(self, shape: tuple[int, ...]) -> Objective | None:
+    def _build_objective(self) -> Objective | None:
         if not self.needs.objective:
             return None
         kind, config = self._plugin("objective", self.spec.objective)
         with self._initial("objective"):
-            objective = kind(config, self.place, self.body.output_shape(shape), self.spec.num_classes)
+            objective = kind(config, self.place, self._around)
         return objective.to(self.device)
 
     @contextmanager
@@ -114,28 +121,38 @@ class Block:
             torch.manual_seed(seed_of(self.spec.seed, purpose, self.spec.layers[-1]))
             yield
 
-    def train(self) -> None:
-        """Switch body, rule and objective to training mode."""
-        for module in self._modules():
-            module.train()
-
-    def _modules(self) -> list[nn.Module]:
-        return [m for m in (self.body, self.rule, self.objective) if m is not None]
+    def train(self, mode: bool = True) -> None:
+        """Switch body, rule and objective to training mode, or to evaluation mode for good."""
+        for module in self.evaluator.parts.all():
+            module.train(mode)
 
     # ------------------------------------------------------------------ training
 
-    def now(self, message: Message) -> Sent:
-        """Handle an activation: forward, the objective's credit if there is one, the rule's `now`."""
-        fields = self._to_device({k: v for k, v in message.tensors.items() if k != "h"})
-        batch = Batch(message.batch_id, message.version, fields)
-        received = self._to_device({"h": message.tensors["h"]})["h"]
-        p = ModulePass(
-            self.body, received, batch,
-            input_gradient=self.sends_gradient, draw=message.batch_id,
-        )  # fmt: skip
-        self._open[batch.batch_id] = p
+    def now(self, message: Message, raw: Tensor | None = None) -> Sent:
+        """Handle what drives a batch: forward, the objective's credit if there is one, the rule's `now`.
+
+        Args:
+            message: its `h` [B, ...] is the block's input, or the raw input if that drives the block.
+            raw: the network's input [B, ...], if it came on an edge of its own.
+        """
+        fields = self.on_device({k: v for k, v in message.tensors.items() if k != "h"})
+        received = self.on_device({"h": message.tensors["h"]})["h"]
+        if "raw_input" in self.spec.fields:
+            fields["raw_input"] = received if raw is None else self.on_device({"h": raw})["h"]
+        p = self.make_pass(received, Batch(message.batch_id, message.version, fields))
+        self.open[message.batch_id] = p
         credit = self._credit(p) if self.objective is not None else None
-        return self._sent(self.rule.now(p, credit), batch.batch_id)
+        sent = self.rule.now(p, credit)
+        p.settle()
+        return self._sent(sent, message.batch_id)
+
+    def make_pass(self, received: Tensor, batch: Batch) -> ModulePass:
+        """Run the body on what was received."""
+        entered = self.rule.enter(received, batch)
+        return ModulePass(
+            self.body, entered, batch,
+            late=self.late, input_gradient=self.sends_gradient, precision=self.precision,
+        )  # fmt: skip
 
     def later(self, origin: int, message: Message, batch_id: int) -> Sent:
         """Handle feedback from block `origin`, which must be for `batch_id`.
@@ -143,13 +160,34 @@ class Block:
         Raises:
             MispairedMessage: the message is for another batch, or its pass is gone.
         """
-        p = self._open.get(message.batch_id)
+        p = self._pass_of(message, batch_id, f"feedback from block {origin}")
+        p.answered.add(origin)
+        return self._sent(self.rule.later(p, origin, self.on_device(message.tensors)), batch_id)
+
+    def late_activation(self, message: Message, batch_id: int) -> Sent:
+        """Handle the predecessor's activation of a batch that the raw input has driven.
+
+        Raises:
+            MispairedMessage: as `later`.
+        """
+        p = self._pass_of(message, batch_id, "the predecessor's activation")
+        p.answered.add(self.place.index - 1)
+        return self._sent(self.rule.late_activation(p, self.on_device(message.tensors)["h"]), batch_id)
+
+    def _pass_of(self, message: Message, batch_id: int, what: str) -> ModulePass:
+        p = self.open.get(message.batch_id)
         if message.batch_id != batch_id or p is None:
             raise MispairedMessage(
-                f"block {self.spec.index}: feedback from block {origin} is for batch {message.batch_id}, "
+                f"block {self.spec.index}: {what} is for batch {message.batch_id}, "
                 f"expected batch {batch_id}; nothing was trained on it"
             )
-        return self._sent(self.rule.later(p, origin, self._to_device(message.tensors)), batch_id)
+        return p
+
+    def forward_frozen(self, message: Message) -> Tensor:
+        """Return the activation [B, ...] of a block that has been trained to its end."""
+        received = self.on_device({"h": message.tensors["h"]})["h"]
+        with torch.no_grad(), self.precision.autocast():
+            return self.rule.leave_evaluation(self.body(self.rule.enter_evaluation(received))).float()
 
     def finish_use(self) -> None:
         """Count a finished use of a batch."""
@@ -157,49 +195,57 @@ class Block:
 
     def update(self, flags: Flags) -> None:
         """Count a batch whose last credit has come; step after `accumulate` of them, or at the last."""
-        self._accumulated += 1
-        if self._accumulated < self.spec.accumulate and not flags & Flags.LAST:
-            return
-        for optimizer in self.optimizers.values():
-            optimizer.step(self.updates, self._accumulated)
-        self.updates += 1
-        self._accumulated = 0
+        if self._step(("body", "heads"), "weights", self.updates, flags):
+            self.updates += 1
+
+    def update_synthesizer(self, flags: Flags) -> None:
+        """Count a batch that has taught the rule's own parameters; step as `update` does."""
+        if self._step(("synthesizer",), "synthesizer", self.synthesizer_updates, flags):
+            self.synthesizer_updates += 1
+
+    def _step(self, groups: tuple[str, ...], count: str, updates: int, flags: Flags) -> bool:
+        self.accumulated[count] += 1
+        if self.accumulated[count] < self.spec.accumulate and not flags & Flags.LAST:
+            return False
+        for group in groups:
+            if group in self.optimizers:
+                self.optimizers[group].step(updates, self.accumulated[count])
+        self.accumulated[count] = 0
+        return True
 
     def _credit(self, p: ModulePass) -> Tensor:
         assert self.objective is not None
         h = p.h.detach().requires_grad_()
-        loss = self.objective(h, p.batch)
-        loss.backward()
+        with self.precision.autocast():
+            loss = self.objective(h, p.batch)
+        parameters = [q for q in self.objective.parameters() if q.requires_grad]
+        gradients = self.precision.gradients(loss, [h, *parameters], torch.ones_like(loss), keep=False)
+        accumulate(parameters, gradients[1:])
         self.loss = loss.detach()
-        assert h.grad is not None, "the objective's loss does not depend on the block's output"
-        return h.grad
+        assert gradients[0] is not None, "the objective's loss does not depend on the block's output"
+        return gradients[0]
 
     def _sent(self, sent: Sent, batch_id: int) -> Sent:
-        if sent.complete:
-            del self._open[batch_id]
+        """Close the pass once its weights have been updated and everything that is due has come."""
+        p = self.open[batch_id]
+        p.is_complete = p.is_complete or sent.complete
+        if p.is_complete and len(p.answered) == self._num_late:
+            del self.open[batch_id]
         return sent
+
+    @property
+    def _num_late(self) -> int:
+        edges = self.spec.edges
+        return len(edges.late) + (edges.late_activation is not None)
 
     # ------------------------------------------------------------------ evaluation
 
-    def evaluate(self, message: Message) -> tuple[Tensor, Evaluation | None]:
-        """Run one evaluation batch; return the activation and, after a split's last batch, its sums."""
-        tensors = self._to_device(message.tensors)
-        for module in self._modules():
-            module.eval()
-        with torch.no_grad():
-            h = self.body(tensors["h"])
-            if self.objective is not None:
-                batch = Batch(message.batch_id, self.version, tensors)
-                sums = self.objective.evaluate(h, batch)
-                sums["num_samples"] = torch.tensor(float(h.shape[0]))
-                for name, value in sums.items():
-                    self._sums[name] = self._sums.get(name, torch.tensor(0.0, dtype=torch.float64)) + value.cpu()
-        self.train()
-        if not message.flags & Flags.SPLIT_END:
-            return h, None
-        totals = {name: float(value) for name, value in self._sums.items()}
-        self._sums = {}
-        return h, Evaluation(message.split, message.batch_id, totals)
+    def evaluate(self, message: Message) -> tuple[dict[str, Tensor], Evaluation | None]:
+        """Run one evaluation batch; return what goes up and, after a split's last batch, its sums."""
+        with self.precision.autocast():
+            up = self.evaluator.run(message, self.on_device(message.tensors), self.version)
+        labels = {name: t for name, t in message.tensors.items() if name not in ("h", VOTES)}
+        return {**up, **labels}, self.evaluator.result(message)
 
     # ------------------------------------------------------------------ state
 
@@ -208,55 +254,34 @@ class Block:
         return tensor_digests(self.body.named_state())
 
     def auxiliary_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of every tensor of objective and rule."""
-        return tensor_digests(self._auxiliary_state())
+        """Return the SHA-256 of every tensor of objective, rule and feedback layers."""
+        return tensor_digests(self.auxiliary_state())
 
-    def _auxiliary_state(self) -> dict[str, Tensor]:
-        state = {f"rule.{name}": tensor for name, tensor in self.rule.state_dict().items()}
-        if self.objective is not None:
-            state |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+    def auxiliary_state(self) -> dict[str, Tensor]:
+        """Return what is no part of the network, by name."""
+        state = {f"feedback.{name}": tensor for name, tensor in self.body.auxiliary_state().items()}
+        for kind, module in (("rule", self.rule), ("objective", self.objective)):
+            if module is not None:
+                state |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
         return state
 
     def snapshot(self) -> dict[str, Any]:
         """Return the block's state at this position, as nested plain values and tensors."""
-        if self._open:
-            raise UserError(f"block {self.spec.index}: passes of batches {sorted(self._open)} are still open")
-        return {
-            "version": self.version,
-            "updates": self.updates,
-            "accumulated": self._accumulated,
-            "body": dict(self.body.named_state()),
-            "auxiliary": self._auxiliary_state(),
-            "gradients": self._gradients(),
-            "optimizers": {group: o.optimizer.state_dict() for group, o in self.optimizers.items()},
-        }
+        return take_state(self)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `snapshot` made, of a block with the same layers."""
-        self.version, self.updates = state["version"], state["updates"]
-        self._accumulated = state["accumulated"]
-        self.body.load_named_state(state["body"])
-        for kind, module in (("rule", self.rule), ("objective", self.objective)):
-            if module is not None:
-                own = {k.removeprefix(f"{kind}."): v for k, v in state["auxiliary"].items() if k.startswith(f"{kind}.")}
-                module.load_state_dict(own)
-        for group, optimizer in self.optimizers.items():
-            optimizer.optimizer.load_state_dict(state["optimizers"][group])
-        for name, parameter in self._named_parameters():
-            gradient = state["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        read_state(self, state)
 
-    def _gradients(self) -> dict[str, Tensor]:
-        """Gradients accumulated so far; empty between updates."""
-        return {name: p.grad for name, p in self._named_parameters() if p.grad is not None}
-
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield every parameter of body, rule and objective."""
         for kind, module in (("body", self.body), ("rule", self.rule), ("objective", self.objective)):
             if module is not None:
                 for name, parameter in module.named_parameters():
                     yield f"{kind}.{name}", parameter
 
-    def _to_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors on the block's device, images in its memory format."""
         if self.device.type == "cpu" and not self.spec.machine.channels_last:
             return dict(tensors)
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from actors.block import Block, Evaluation
+from actors.block import Block
 from actors.chain_actor import ChainActor
+from actors.evaluation import Evaluation
 from actors.program import BlockProgram, Program
 from actors.shard import ShardFile, write_shard
 from actors.spec import BlockSpec

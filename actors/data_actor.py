@@ -16,7 +16,9 @@ class DataActor(ChainActor):
     """Feeds the first block, and whoever needs the raw input."""
 
     def __init__(self, spec: SourceSpec) -> None:
-        super().__init__(spec.run, spec.name, spec.edges.up, spec.settings, spec.machine, spec.incarnation)
+        super().__init__(
+            spec.run, spec.name, (*spec.edges.up, *spec.edges.raw), spec.settings, spec.machine, spec.incarnation
+        )
         self.spec = spec
         self._stop_asked = False
         data = load_data(spec.data)

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LateInput:
-    """Feedback edge into a block: what came from `origin` for batch t - `delay` is handled just before t."""
+    """Edge into a block whose message for batch t - `delay` is handled just before t.
+
+    `origin` is the block whose loss, error or activation it carries.
+    """
 
     edge: str
     origin: int
@@ -19,22 +22,32 @@ class LateInput:
 class BlockEdges:
     """The edges of one block, by name.
 
+    `late`: feedback, in the order in which it is handled.
     `down`: for each origin, the edges on which its feedback leaves this block.
+    `raw`: the source's own line to this block, if its rule or objective needs the network's input.
+    `late_activation`: the predecessor's activation where `raw` drives the block and `driver` is that line.
     `done`: under `lockstep`, where a finished batch is announced.
     """
 
     driver: str
     up: str | None = None
     late: tuple[LateInput, ...] = ()
+    raw: str | None = None
+    late_activation: LateInput | None = None
     down: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     done: str | None = None
 
 
 @dataclass(frozen=True)
 class SourceEdges:
-    """The edges of the source: where batches leave, and under `lockstep` who must have finished one."""
+    """The edges of the source.
+
+    `up`: where batches leave, evaluation batches included. `raw`: where the training inputs leave once
+    more, for blocks that need them. `done`: under `lockstep`, who must have finished a batch.
+    """
 
     up: tuple[str, ...]
+    raw: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
 
 

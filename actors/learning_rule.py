@@ -15,13 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from actors.needs import Needs, Place
+from actors.networks.layer import Layer
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a block knows of one batch besides its input.
 
-    `fields` holds what travels with the activation: `labels`, int64 [B].
+    `fields` holds what travels with the activation, `labels`, int64 [B], and `raw_input`, the network's
+    input [B, ...], if the block declared that it needs it.
     """
 
     batch_id: int
@@ -33,6 +35,11 @@ class Batch:
         """The class of each sample, int64 [B]."""
         return self.fields["labels"]
 
+    @property
+    def raw_input(self) -> Tensor:
+        """What the network's first layer gets, [B, ...]."""
+        return self.fields["raw_input"]
+
 
 class Pass(Protocol):
     """One batch in one block. The block makes, keeps and closes it."""
@@ -40,6 +47,10 @@ class Pass(Protocol):
     batch: Batch
     h: Tensor
     """Output of the body, detached, [B, ...]."""
+    kept: dict[str, Tensor]
+    """What the rule remembers of this batch between its calls; part of a snapshot."""
+    answered: set[int]
+    """Origins whose feedback for this batch has come, the one being handled included."""
 
     def vjp(self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False) -> Tensor | None:
         """Pull `credit` (shape of `h`) back through the body.
@@ -60,12 +71,37 @@ class Sent:
     Args:
         up: activation for the next block, [B, ...].
         down: one message per origin: name -> tensor, by the index of the block whose loss or error it is.
-        complete: the batch's last credit has come, so the block may update.
+        complete: the batch's last credit has come, so the block may update its weights.
+        taught: the rule's own parameters have their gradient for this batch and may be updated.
     """
 
     up: Tensor | None = None
     down: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     complete: bool = False
+    taught: bool = False
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a rule or objective is built to fit.
+
+    Args:
+        shape: of one sample of the body's output, without the batch dimension.
+        num_classes: of the data.
+        body_input_shape: of one sample of the body's input.
+        raw_shape: of one sample of the network's input.
+        mean: of the raw input's channels before it was normalised; empty if it was not.
+        std: of the raw input's channels before it was normalised.
+        later: the network's layers above this block, in order.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    body_input_shape: tuple[int, ...] = ()
+    raw_shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    later: tuple[Layer, ...] = ()
 
 
 class RuleConfig(BaseModel):
@@ -75,17 +111,25 @@ class RuleConfig(BaseModel):
 
 
 class LearningRule(nn.Module):
-    """Base of all rules; the class docstring's first line is shown by `unlocked methods`."""
+    """Base of all rules; the class docstring's first line is shown by `unlocked methods`.
+
+    Args:
+        config: the rule's settings.
+        place: which block this is.
+        around: what it must fit.
+    """
 
     paper: ClassVar[str] = ""
     """Authors, year and arXiv id."""
     removes_locks: ClassVar[tuple[str, ...]] = ()
     """Which of `forward`, `update`, `backward` the rule removes (Jaderberg et al. 2017, 1608.05343)."""
+    no_export: ClassVar[str] = ""
+    """Why the trained layers alone do not make a network that can be exported; empty if they do."""
 
     class Config(RuleConfig):
         """No settings."""
 
-    def __init__(self, config: RuleConfig, place: Place) -> None:
+    def __init__(self, config: RuleConfig, place: Place, around: Around) -> None:
         super().__init__()
         self.config = config
         self.place = place
@@ -95,9 +139,26 @@ class LearningRule(nn.Module):
         """Declare what must flow to the block at `place`."""
         raise NotImplementedError(f"{cls.__name__} must say what it needs")
 
+    @classmethod
+    def locks_removed(cls, config: RuleConfig) -> tuple[str, ...]:
+        """Return the locks that the rule removes with these settings."""
+        return cls.removes_locks
+
     def prepare(self, body: nn.Module) -> nn.Module:
         """Return the body to train; a rule may swap layers here."""
         return body
+
+    def enter(self, received: Tensor, batch: Batch) -> Tensor:
+        """Return what the body runs on in training, from what drives the block; default: just that."""
+        return received
+
+    def enter_evaluation(self, received: Tensor) -> Tensor:
+        """Return what the body runs on in an evaluation; default: what was received."""
+        return received
+
+    def leave_evaluation(self, h: Tensor) -> Tensor:
+        """Return what the next block gets in an evaluation, from the body's output; default: just that."""
+        return h
 
     def now(self, p: Pass, credit: Tensor | None) -> Sent:
         """Handle a batch right after its forward pass; `credit` is the objective's gradient at `p.h`."""
@@ -106,3 +167,7 @@ class LearningRule(nn.Module):
     def later(self, p: Pass, origin: int, tensors: Mapping[str, Tensor]) -> Sent:
         """Handle feedback for the batch of `p` from the block with index `origin`."""
         raise NotImplementedError(f"{type(self).__name__} declared feedback but does not handle it")
+
+    def late_activation(self, p: Pass, h: Tensor) -> Sent:
+        """Handle the predecessor's activation h [B, ...] of a batch that the raw input has driven."""
+        raise NotImplementedError(f"{type(self).__name__} is driven by the raw input but does not handle activations")

@@ -24,6 +24,8 @@ class Kind(IntEnum):
     """A block has finished a batch (schedule `lockstep`: the source waits for it)."""
     END = 4
     """Nothing follows on this edge."""
+    ORDERS = 5
+    """The orders of a batch that the consumer does not train on (schedule `sequential`)."""
 
 
 class Flags(IntFlag):

@@ -1,44 +1,110 @@
-"""One batch in one block: the forward pass now, credit pulled back through its graph later."""
+"""One batch in one block: the forward pass now, credit pulled back through it now or later.
+
+`kept`       the graph of the forward pass over the block's own weights; exact while they don't change.
+`stash`      the weights of the forward pass are copied and the graph goes through the copy, so that late
+             credit meets the weights that made the activation (PipeDream, Narayanan et al. 2019).
+`recompute`  late credit meets a second forward pass with the weights of its own day and the random draws
+             of the first (Features Replay, Huo et al. 2018, 1807.04511).
+
+Running statistics count a batch once: a second pass works on copies of the buffers.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, autograd
+from collections.abc import Mapping
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
 
 from actors.learning_rule import Batch
 from actors.networks.body import Body
+from actors.precision import Precision, accumulate
+
+
+class Late(Enum):
+    """What late credit is pulled back through."""
+
+    KEPT = "kept"
+    STASH = "stash"
+    RECOMPUTE = "recompute"
 
 
 class ModulePass:
-    """Keeps the graph of one forward pass.
-
-    Exact as long as the weights don't change between the pass and its credit, which holds for every
-    delay that the schedule allows to keep graphs for.
+    """See `actors.learning_rule.Pass`.
 
     Args:
         body: the block's module.
-        received: input [B, ...], never written to.
+        entered: what the body runs on, [B, ...]; never written to.
         batch: what travels with it.
+        late: what late credit is pulled back through.
         input_gradient: whether the gradient at the input will be asked for.
-        draw: names the random draws of this pass.
+        precision: how the block computes.
     """
 
-    def __init__(self, body: Body, received: Tensor, batch: Batch, *, input_gradient: bool, draw: int) -> None:
-        self.batch = batch
-        self._body = body
-        self._input = received.requires_grad_() if input_gradient else received
-        self._output = body(self._input, draw)
-        self.h = self._output.detach()
+    def __init__(
+        self, body: Body, entered: Tensor, batch: Batch, *, late: Late, input_gradient: bool, precision: Precision
+    ) -> None:
+        self._prepare(body, entered, batch, late, input_gradient, precision)
+        if late is Late.STASH:
+            self.stashed = {name: p.detach().clone().requires_grad_() for name, p in self._parameters.items()}
+        self._output = self._forward(self.stashed)
+        self.h = self._output.detach().float() if precision.dtype else self._output.detach()
+
+    @classmethod
+    def reopened(
+        cls, body: Body, entered: Tensor, batch: Batch, *, late: Late, input_gradient: bool, precision: Precision,
+        stashed: Mapping[str, Tensor], h: Tensor, kept: Mapping[str, Tensor], answered: set[int], is_complete: bool,
+    ) -> ModulePass:  # fmt: skip
+        """Return a pass that a snapshot held; its graph is made again when late credit asks for it."""
+        self = cls.__new__(cls)
+        self._prepare(body, entered, batch, late, input_gradient, precision)
+        self.stashed = {name: weight.detach().clone().requires_grad_() for name, weight in stashed.items()}
+        self.h, self.kept, self.answered, self.is_complete = h, dict(kept), answered, is_complete
+        return self
+
+    def _prepare(
+        self, body: Body, entered: Tensor, batch: Batch, late: Late, input_gradient: bool, precision: Precision
+    ) -> None:
+        self.batch, self.late = batch, late
+        self.entered = entered.detach().requires_grad_() if input_gradient else entered
+        self.stashed: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+        self.answered: set[int] = set()
+        self.is_complete = False
+        self._body, self._precision = body, precision
+        self._parameters = {name: p for name, p in body.named_parameters() if p.requires_grad}
+        self._output: Tensor | None = None
+
+    def settle(self) -> None:
+        """Let go of what later calls will make again; the block calls it after the rule's `now`."""
+        if self.late is Late.RECOMPUTE:
+            self._output = None
 
     def vjp(self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False) -> Tensor | None:
         """Pull `credit` back through the body; see `actors.learning_rule.Pass`."""
-        targets = [p for p in self._body.parameters() if p.requires_grad] if weights else []
-        if not self._output.requires_grad:
+        output = self._again() if self._output is None else self._output
+        self._output = output if keep else None
+        if not output.requires_grad or not (weights or input):
             return None  # a block without parameters below it
-        if weights and targets:
-            inputs = [*targets, self._input] if input else targets
-            self._input.grad = None
-            autograd.backward(self._output, credit, retain_graph=keep, inputs=inputs)
-            return self._input.grad if input else None
-        if input:
-            return autograd.grad(self._output, self._input, credit, retain_graph=keep)[0]
-        return None
+        parameters = list(self._parameters.values()) if weights else []
+        through = list(self.stashed.values()) if weights and self.stashed else parameters
+        targets: list[Tensor] = [*through, *([self.entered] if input else [])]
+        if not targets:
+            return None
+        gradients = self._precision.gradients(output, targets, credit, keep=keep)
+        accumulate(parameters, gradients[: len(parameters)])
+        return gradients[-1] if input else None
+
+    def _forward(self, weights: dict[str, Tensor]) -> Tensor:
+        with self._precision.autocast():
+            if not weights:
+                return self._body(self.entered, self.batch.batch_id)
+            return functional_call(self._body, weights, (self.entered, self.batch.batch_id))
+
+    def _again(self) -> Tensor:
+        """Run the forward pass once more, without counting the batch again."""
+        buffers = {name: buffer.clone() for name, buffer in self._body.named_buffers()}
+        with torch.random.fork_rng(devices=[]):
+            return self._forward({**self.stashed, **buffers})

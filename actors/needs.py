@@ -48,10 +48,14 @@ class Needs:
 
     `origins` are the blocks above whose losses or errors reach this one, nearest first; one feedback
     message per batch comes from each. The hops of an origin o at block j are o - j.
+    `late_credit` says that feedback is pulled back through the block's weights; False where it only
+    teaches a model of the rule's own, so that nothing of the pass must outlive an update.
+    `fields` are `labels` and `raw_input`, what the block needs of a batch besides its input.
     """
 
     feedback: Feedback = Feedback.NONE
     origins: tuple[int, ...] = ()
+    late_credit: bool = True
     fields: frozenset[str] = frozenset()
     driver: Driver = Driver.PREDECESSOR
     objective: bool = True

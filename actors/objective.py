@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from actors.learning_rule import Batch
+from actors.learning_rule import Around, Batch
 from actors.needs import Place
 
 
@@ -27,17 +27,17 @@ class Objective(nn.Module):
     Args:
         config: the objective's settings.
         place: which block this is.
-        shape: shape of one sample of the body's output, without the batch dimension.
-        num_classes: number of classes of the data.
+        around: what it must fit.
     """
 
     paper: ClassVar[str] = ""
-    needs_labels: ClassVar[bool] = True
+    fields: ClassVar[frozenset[str]] = frozenset({"labels"})
+    """What it needs of a batch besides the body's output: `labels`, `raw_input`."""
 
     class Config(ObjectiveConfig):
         """No settings."""
 
-    def __init__(self, config: ObjectiveConfig, place: Place, shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, config: ObjectiveConfig, place: Place, around: Around) -> None:
         super().__init__()
         self.config = config
         self.place = place
@@ -45,6 +45,10 @@ class Objective(nn.Module):
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the loss, a scalar, of the body's output h [B, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must return a loss")
+
+    def scores(self, h: Tensor) -> Tensor | None:
+        """Return the class scores [B, num_classes] that the block alone would give, None if it gives none."""
+        return None
 
     def evaluate(self, h: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return sums over the batch, each a scalar; `num_samples` is added by the block."""

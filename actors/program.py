@@ -4,16 +4,22 @@ For every batch t: late inputs due before t in fixed order, orders of batch t-1,
 rule's `now`, Send, and the update when the batch's last credit has come. After the last batch: all
 outstanding late inputs, then its orders. Every read blocks and has a fixed place, so the result does
 not depend on timing, buffer sizes, or on who runs the program.
+
+Under `sequential` a block trains in its own phase only: before, it passes orders on; afterwards it is
+frozen and passes activations on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from actors.block import Block, Evaluation
-from actors.edges import BlockEdges
+from torch import Tensor
+
+from actors.block import Block
+from actors.edges import BlockEdges, LateInput
 from actors.errors import MispairedMessage
+from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message
 from actors.times import Times
@@ -43,6 +49,7 @@ class Close:
 
 
 Program = Generator[Receive | Send | Close, Message, None]
+Getting = Generator[Receive | Send | Close, Message, Message | None]
 
 
 class BlockProgram:
@@ -54,6 +61,7 @@ class BlockProgram:
         times: told what the compute thread is busy with.
         snapshot: called at the position of a batch that carries the order.
         report: called with the sums of an evaluated split.
+        trained: called with every message that training starts on.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class BlockProgram:
     ) -> None:
         self.block, self.edges, self.times = block, edges, times
         self.snapshot, self.report, self.trained = snapshot, report, trained
+        self._phase_batches = block.spec.phase_batches
         self._first: int | None = None
         self._next = 0
         self._flags: dict[int, Flags] = {}
@@ -77,7 +86,7 @@ class BlockProgram:
         orders = Flags.NONE
         while not orders & Flags.LAST:
             yield from self._late_inputs(self._next)
-            self._obey(orders)
+            self._obey(orders, self._next - 1)
             message = yield from self._driver()
             if message is None:
                 break
@@ -85,24 +94,32 @@ class BlockProgram:
             yield from self._train(message)
         if orders & Flags.LAST:
             yield from self._drain()
-            self._obey(orders)
+            self._obey(orders, self._next - 1)
             yield from self._driver()
+        if self.edges.late_activation is not None:
+            yield from self._activation_of(None)
         for edge in [self.edges.up, self.edges.done, *self._down_edges()]:
             if edge is not None:
+                if edge == self.edges.up:
+                    yield Send(edge, Message(Kind.END, self._next, self.block.version))
                 yield Close(edge)
 
-    def _driver(self) -> Generator[Receive | Send | Close, Message, Message | None]:
-        """Return the next batch to train on; evaluation batches before it are passed on."""
+    # ------------------------------------------------------------------ what drives a batch
+
+    def _driver(self) -> Getting:
+        """Return the next batch to train on; everything before it is evaluated or passed on."""
         while True:
             message = yield Receive(self.edges.driver)
             if message.kind is Kind.EVALUATION:
                 yield from self._evaluate(message)
+            elif message.kind is Kind.ORDERS:
+                yield from self._pass_on_orders(message)
+            elif message.kind is Kind.ACTIVATION and self._is_frozen(message):
+                yield from self._pass_on(message)
             elif message.kind is Kind.ACTIVATION:
                 self._check_order(message)
                 return message
             else:
-                if self.edges.up is not None:
-                    yield Send(self.edges.up, Message(Kind.END, message.batch_id, self.block.version))
                 return None
 
     def _check_order(self, message: Message) -> None:
@@ -114,14 +131,40 @@ class BlockProgram:
                 f"nothing was trained on it"
             )
         self._next += 1
+        self._flags = {batch: flags for batch, flags in self._flags.items() if batch in self.block.open}
         self._flags[message.batch_id] = message.flags
 
+    def _raw_input(self, batch_id: int) -> Generator[Receive, Message, Tensor | None]:
+        """Return the network's input of a batch, from the source's own line to this block."""
+        if self.edges.raw is None or self.edges.raw == self.edges.driver:
+            return None
+        message = yield Receive(self.edges.raw)
+        if message.batch_id != batch_id:
+            raise MispairedMessage(
+                f"edge {self.edges.raw}: got batch {message.batch_id}, expected {batch_id}; nothing was trained on it"
+            )
+        return message.tensors["h"]
+
+    # ------------------------------------------------------------------ training
+
     def _train(self, message: Message) -> Program:
+        raw = yield from self._raw_input(message.batch_id)
         self.trained(message)
         with self.times.within("compute"):
-            sent = self.block.now(message)
-        labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
-        if self.edges.up is not None and sent.up is not None:
+            sent = self.block.now(message, raw)
+        if self.edges.up is not None:
+            yield from self._send_up(message, sent)
+        yield from self._send_down(sent, message.batch_id)
+        self.block.finish_use()
+        yield from self._updates(sent, message.batch_id)
+
+    def _send_up(self, message: Message, sent: Sent) -> Program:
+        assert self.edges.up is not None
+        if self._phase_batches is not None:  # the next block's phase has not begun
+            if message.flags & ~Flags.EVALUATE:
+                yield from self._pass_on_orders(message)
+        elif sent.up is not None:
+            labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
             yield Send(
                 self.edges.up,
                 Message(
@@ -129,59 +172,114 @@ class BlockProgram:
                     message.flags, {"h": sent.up, **labels},
                 ),
             )  # fmt: skip
-        yield from self._send_down(sent, message.batch_id)
-        self.block.finish_use()
-        yield from self._complete(sent, message.batch_id)
 
     def _late_inputs(self, t: int) -> Program:
         for late in self.edges.late:
             due = t - late.delay
-            if self._first is not None and due >= self._first and due < self._next:
+            if self._is_trained(due):
                 message = yield Receive(late.edge, "wait_feedback")
                 with self.times.within("compute"):
                     sent = self.block.later(late.origin, message, due)
                 yield from self._send_down(sent, due)
-                yield from self._complete(sent, due)
+                yield from self._updates(sent, due)
+        late = self.edges.late_activation
+        if late is not None and self._is_trained(t - late.delay):
+            yield from self._late_activation(late, t - late.delay)
+
+    def _late_activation(self, late: LateInput, due: int) -> Program:
+        message = yield from self._activation_of(due)
+        assert message is not None, f"edge {late.edge}: ended before batch {due}"
+        with self.times.within("compute"):
+            sent = self.block.late_activation(message, due)
+        self.block.evaluator.let_go(due)
+        yield from self._updates(sent, due)
+
+    def _activation_of(self, due: int | None) -> Getting:
+        """Return the predecessor's late activation of a batch, or None at the end of its edge."""
+        assert self.edges.late_activation is not None
+        while True:
+            message = yield Receive(self.edges.late_activation.edge)
+            if message.kind is Kind.EVALUATION:
+                yield from self._evaluate(message)
+            elif message.kind is Kind.ACTIVATION and due is not None:
+                return message
+            else:
+                return None
+
+    def _is_trained(self, batch_id: int) -> bool:
+        return self._first is not None and self._first <= batch_id < self._next
 
     def _drain(self) -> Program:
         """Handle all outstanding late inputs as if further batches followed."""
-        longest = max((late.delay for late in self.edges.late), default=0)
-        for t in range(self._next, self._next + longest):
+        activation = self.edges.late_activation
+        delays = [late.delay for late in self.edges.late] + ([activation.delay] if activation else [])
+        for t in range(self._next, self._next + max(delays, default=0)):
             yield from self._late_inputs(t)
 
-    def _complete(self, sent: Sent, batch_id: int) -> Program:
-        if not sent.complete:
-            return
-        flags = self._flags.pop(batch_id)
-        with self.times.within("compute"):
-            self.block.update(flags)
-        if self.edges.done is not None:
-            yield Send(self.edges.done, Message(Kind.DONE, batch_id, self.block.version))
+    def _updates(self, sent: Sent, batch_id: int) -> Program:
+        flags = self._flags.get(batch_id, Flags.NONE)
+        if sent.taught:
+            with self.times.within("compute"):
+                self.block.update_synthesizer(flags)
+        if sent.complete:
+            with self.times.within("compute"):
+                self.block.update(flags)
+            if self.edges.done is not None:
+                yield Send(self.edges.done, Message(Kind.DONE, batch_id, self.block.version))
 
     def _send_down(self, sent: Sent, batch_id: int) -> Program:
         for origin, tensors in sent.down.items():
             for edge in self.edges.down.get(origin, ()):
                 yield Send(edge, Message(Kind.FEEDBACK, batch_id, self.block.version, tensors=tensors))
 
+    # ------------------------------------------------------------------ phases
+
+    def _phase(self, batch_id: int) -> int:
+        """Return the index of the block that trains on a batch."""
+        return self.block.place.index if self._phase_batches is None else batch_id // self._phase_batches
+
+    def _is_frozen(self, message: Message) -> bool:
+        return self._phase(message.batch_id) > self.block.place.index
+
+    def _pass_on(self, message: Message) -> Program:
+        """Forward a batch that a later block trains on, in evaluation mode."""
+        assert self.edges.up is not None
+        self.block.train(False)
+        with self.times.within("compute"):
+            h = self.block.forward_frozen(message)
+        yield Send(self.edges.up, replace(message, version=self.block.version, tensors={**message.tensors, "h": h}))
+        self._obey(message.flags, message.batch_id)
+
+    def _pass_on_orders(self, message: Message) -> Program:
+        """Tell the blocks whose phase has not begun of a batch's orders; obey, if this is one of them."""
+        if self.edges.up is not None:
+            orders = message.flags & ~Flags.EVALUATE
+            yield Send(self.edges.up, Message(Kind.ORDERS, message.batch_id, self.block.version, orders))
+        if message.kind is Kind.ORDERS:
+            self._obey(message.flags, message.batch_id)
+
+    # ------------------------------------------------------------------ orders
+
     def _evaluate(self, message: Message) -> Program:
         with self.times.within("evaluate"):
-            h, evaluation = self.block.evaluate(message)
+            tensors, evaluation = self.block.evaluate(message)
         if evaluation is not None:
             self.report(evaluation)
-        if self.edges.up is not None:
-            labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
+        if self.edges.up is not None and (self._phase_batches is None or self._is_frozen(message)):
             yield Send(
                 self.edges.up,
                 Message(
                     Kind.EVALUATION, message.batch_id, self.block.version,
-                    message.flags, {"h": h, **labels}, message.split,
+                    message.flags, tensors, message.split,
                 ),
             )  # fmt: skip
 
-    def _obey(self, orders: Flags) -> None:
+    def _obey(self, orders: Flags, position: int) -> None:
+        if orders & Flags.EVALUATE and self.edges.late_activation is not None:
+            self.block.evaluator.hold(position)
         if orders & Flags.SNAPSHOT:
             with self.times.within("snapshot"):
-                self.snapshot(self._next - 1)
+                self.snapshot(position)
 
     def _down_edges(self) -> list[str]:
         return sorted({edge for edges in self.edges.down.values() for edge in edges})

@@ -53,13 +53,15 @@ class SourceProgram:
             is_last = batch_id == last or self.stop_asked()
             orders = self._orders(batch_id, is_last)
             yield from self._send(Kind.ACTIVATION, batch, batch_id, orders)
+            for edge in self.edges.raw:
+                yield Send(edge, self._message(Kind.ACTIVATION, batch, batch_id, orders))
             self.version = batch_id + 1
             if orders & Flags.EVALUATE:
                 yield from self._evaluate(batch_id)
             yield from self._wait_until_done(batch_id)
             if is_last:
                 break
-        for edge in self.edges.up:
+        for edge in (*self.edges.up, *self.edges.raw):
             yield Send(edge, Message(Kind.END, self.version, self.version))
             yield Close(edge)
 
@@ -72,8 +74,11 @@ class SourceProgram:
 
     def _send(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Program:
         for edge in self.edges.up:
-            tensors = {"h": batch.inputs, "labels": batch.labels}
-            yield Send(edge, Message(kind, batch_id, self.version, flags, tensors, split))
+            yield Send(edge, self._message(kind, batch, batch_id, flags, split))
+
+    def _message(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Message:
+        tensors = {"h": batch.inputs, "labels": batch.labels}
+        return Message(kind, batch_id, self.version, flags, tensors, split)
 
     def _evaluate(self, batch_id: int) -> Program:
         for name, batches in self.splits.items():

@@ -30,12 +30,27 @@ class Machine:
     channels_last: bool = False
     deterministic: bool = True
     compile: bool = False
+    precision: str = "fp32"
     deadline_s: float = 600.0
 
 
 @dataclass(frozen=True)
+class RawInput:
+    """The network's input: shape of one sample; mean and std of its channels before it was normalised."""
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class BlockSpec:
-    """Everything a block actor needs to build its block."""
+    """Everything a block actor needs to build its block.
+
+    `fields`: what rule and objective need of a batch besides the block's input.
+    `late`: `stash` or `recompute`, what late credit is pulled back through.
+    `phase_batches`: under `sequential`, how many batches each block trains on, one block after another.
+    """
 
     run: str
     name: str
@@ -44,7 +59,7 @@ class BlockSpec:
     seed: int
     layers: tuple[str, ...]
     network: NetworkSpec
-    input_shape: tuple[int, ...]
+    raw: RawInput
     num_classes: int
     rule: PluginSpec
     objective: PluginSpec
@@ -52,6 +67,9 @@ class BlockSpec:
     edges: BlockEdges
     settings: EdgeSettings = field(default_factory=EdgeSettings)
     machine: Machine = field(default_factory=Machine)
+    fields: frozenset[str] = frozenset()
+    late: str = "stash"
+    phase_batches: int | None = None
     accumulate: int = 1
     checkpoints: str | None = None
     incarnation: int = 0

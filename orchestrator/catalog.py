@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 from actors.datasets.loading import dataset_options
 from actors.learning_rule import LearningRule
-from actors.needs import Place
+from actors.needs import Driver, Feedback, Place
 from actors.networks.network import network_options
 from actors.optimizers import optimizer_arguments
 from actors.plugins import find_plugin, import_plugin, plugin_names
-from orchestrator.config.catalog import Catalog, Plugin
+from orchestrator.config.catalog import Catalog, Declared, Plugin
 
 
 def find_catalog() -> Catalog:
@@ -37,11 +39,17 @@ def _describe(name: str, found: type) -> Plugin:
         config=plugin.Config,
         summary=(inspect.getdoc(found) or "").split("\n")[0],
         paper=plugin.paper,
-        feedback=_feedback(found) if issubclass(found, LearningRule) else "",
-        removes_locks=tuple(getattr(plugin, "removes_locks", ())),
+        declare=partial(_declared, found) if issubclass(found, LearningRule) else None,
     )
 
 
-def _feedback(rule: type[LearningRule]) -> str:
-    """What flows backwards under a rule's default settings, seen in the middle of a chain."""
-    return rule.needs(rule.Config(), Place(1, 3)).feedback.value
+def _declared(rule: type[LearningRule], settings: Mapping[str, Any]) -> Declared:
+    """What a rule declares with these settings, seen in the middle of a chain."""
+    config = rule.Config(**settings)
+    needs = rule.needs(config, Place(1, 4))
+    return Declared(
+        feedback=needs.feedback.value,
+        late_credit=needs.feedback is not Feedback.NONE and needs.late_credit,
+        is_driven_by_raw_input=needs.driver is Driver.RAW_INPUT,
+        removes_locks=tuple(rule.locks_removed(config)),
+    )

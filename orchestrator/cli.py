@@ -103,10 +103,12 @@ def methods(
     from orchestrator.catalog import find_catalog
 
     catalog = find_catalog()
+    declared = {name: rule.declare({}) for name, rule in catalog.rules.items() if rule.declare}
     rows = [
         {
-            "kind": kind, "name": plugin.name, "paper": plugin.paper, "feedback": plugin.feedback,
-            "removes_locks": list(plugin.removes_locks), "summary": plugin.summary,
+            "kind": kind, "name": plugin.name, "paper": plugin.paper, "summary": plugin.summary,
+            "feedback": declared[plugin.name].feedback if kind == "rule" else "",
+            "removes_locks": list(declared[plugin.name].removes_locks) if kind == "rule" else [],
         }
         for kind, plugins in (("rule", catalog.rules), ("objective", catalog.objectives))
         for plugin in plugins.values()

@@ -19,6 +19,7 @@ from actors.datasets.loading import load_data
 from actors.errors import UserError
 from actors.networks.body import Body
 from actors.networks.network import network_layers
+from actors.plugins import plugin_class
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import newest
 from orchestrator.config import RunConfig, load_config
@@ -56,7 +57,10 @@ def export(run: str | Path, file: str | Path) -> dict[str, Any]:
         UserError: `run` is no run directory, or the file can't be written.
         RunError: the run holds no checkpoint that verifies.
     """
-    _, state = _trained(run)
+    config, state = _trained(run)
+    rule = plugin_class("rule", name=config.rule.name, factory=config.rule.factory)
+    if reason := getattr(rule, "no_export", ""):
+        raise UserError(f"export: rule {config.rule.name or config.rule.factory!r} {reason}; use `unlocked evaluate`")
     path = Path(file)
     if path.suffix != ".safetensors":
         raise UserError(f"export: got {path}, expected a name that ends in .safetensors; rename the file")

@@ -60,7 +60,7 @@ class Orchestrator:
     ) -> None:
         self.config, self.plan, self.directory, self.cluster = config, plan, directory, cluster
         self.names = [block_name(index) for index in range(len(plan.blocks))]
-        self.num_batches = plan.batches_per_epoch * config.training.epochs
+        self.num_batches = plan.num_batches
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         self.facts: dict[str, Mapping[str, Any]] = {}

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from actors.datasets.batches import TrainBatches
 from actors.datasets.loading import load_data
 from actors.errors import UserError
+from actors.learning_rule import LearningRule
 from actors.needs import Needs, Place
 from actors.networks.body import Body
 from actors.networks.cuts import cut_layers
 from actors.networks.layer import Layer
 from actors.networks.network import network_layers
+from actors.objective import Objective
 from actors.plugins import plugin_class
+from actors.spec import RawInput
 from orchestrator.config import RunConfig
 from orchestrator.specs import data_spec, network_spec
 from orchestrator.wiring import Wiring, wire
@@ -30,11 +34,20 @@ class Plan:
 
     blocks: tuple[tuple[str, ...], ...]
     shapes: tuple[tuple[int, ...], ...]
+    needs: tuple[Needs, ...]
     wiring: Wiring
-    input_shape: tuple[int, ...]
+    raw: RawInput
     num_classes: int
     num_samples: int
     batches_per_epoch: int
+    num_epochs: int
+    phase_batches: int | None = None
+    """Under `sequential`: batches that each block trains on."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that the source sends in all."""
+        return self.num_epochs * self.batches_per_epoch
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -54,25 +67,36 @@ def make_plan(config: RunConfig) -> Plan:
             f"data.batch_size: got {config.data.batch_size}, which leaves a last batch of one sample of "
             f"{len(data.train)}, and batch norm needs two; choose another batch size or data.limit"
         )
+    needs = _needs(config, len(blocks))
+    epochs, is_sequential = config.training.epochs, config.schedule.name == "sequential"
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),
         shapes=shapes,
+        needs=tuple(needs),
         wiring=wire(
-            _needs(config, len(blocks)),
+            needs,
             schedule=config.schedule.name,
             delay_per_hop=config.schedule.delay_per_hop,
+            input_delay=config.schedule.input_delay or 1,
         ),
-        input_shape=data.input_shape,
+        raw=RawInput(data.input_shape, data.train.mean, data.train.std),
         num_classes=data.num_classes,
         num_samples=len(data.train),
         batches_per_epoch=batches.batches_per_epoch,
+        num_epochs=epochs * len(blocks) if is_sequential else epochs,
+        phase_batches=epochs * batches.batches_per_epoch if is_sequential else None,
     )
 
 
 def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
-    rule = plugin_class("rule", name=config.rule.name, factory=config.rule.factory)
+    """What rule and objective declare together, block by block."""
+    rule = cast(type[LearningRule], plugin_class("rule", name=config.rule.name, factory=config.rule.factory))
+    objective = cast(
+        type[Objective], plugin_class("objective", name=config.objective.name, factory=config.objective.factory)
+    )
     settings = rule.Config(**config.rule.options)
-    return [rule.needs(settings, Place(index, num_blocks)) for index in range(num_blocks)]
+    found = [rule.needs(settings, Place(index, num_blocks)) for index in range(num_blocks)]
+    return [replace(need, fields=need.fields | (objective.fields if need.objective else frozenset())) for need in found]
 
 
 def _shapes(

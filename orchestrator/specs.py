@@ -43,7 +43,7 @@ def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
     return SourceSpec(
         run=run,
         data=data_spec(config),
-        epochs=config.training.epochs,
+        epochs=plan.num_epochs,
         edges=plan.wiring.source,
         evaluate_every=every,
         evaluation_batch_size=evaluation.batch_size or config.data.batch_size,
@@ -63,7 +63,7 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         seed=config.seed,
         layers=plan.blocks[index],
         network=network_spec(config),
-        input_shape=plan.input_shape,
+        raw=plan.raw,
         num_classes=plan.num_classes,
         rule=PluginSpec(config.rule.name, config.rule.factory, config.rule.options),
         objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
@@ -71,6 +71,9 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         edges=plan.wiring.blocks[index],
         settings=edge_settings(config),
         machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
+        fields=plan.needs[index].fields,
+        late=config.schedule.late or "stash",
+        phase_batches=plan.phase_batches,
         accumulate=config.training.accumulate,
         checkpoints=str(checkpoints),
     )
@@ -129,5 +132,6 @@ def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
         channels_last=training.channels_last,
         deterministic=training.deterministic,
         compile=training.compile,
+        precision=training.precision,
         deadline_s=config.placement.deadline_s,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.edges import BlockEdges, LateInput, SourceEdges
-from actors.needs import Feedback, Needs, feedback_delay
+from actors.needs import Driver, Feedback, Needs, feedback_delay
 
 SOURCE = "source"
 
@@ -38,19 +38,25 @@ def block_name(index: int) -> str:
     return f"block{index}"
 
 
-def wire(needs: Sequence[Needs], *, schedule: str, delay_per_hop: float = 0.0) -> Wiring:
+def wire(needs: Sequence[Needs], *, schedule: str, delay_per_hop: float = 0.0, input_delay: int = 1) -> Wiring:
     """Return the wiring of a chain.
 
     Args:
         needs: one declaration per block, first to last.
-        schedule: `pipeline` or `lockstep`; under lockstep every block tells the source what it finished.
+        schedule: under `lockstep` every block tells the source what it finished.
         delay_per_hop: s of D = 1 + floor(s * hops).
+        input_delay: E; where the raw input drives a block, its predecessor's activation t - E is read before t.
     """
     names = [block_name(index) for index in range(len(needs))]
     forward = [
         Edge(f"{producer}->{consumer}", producer, consumer)
         for producer, consumer in zip([SOURCE, *names], names, strict=False)
     ]
+    raw = {
+        index: Edge(f"{SOURCE}->{names[index]}:raw", SOURCE, names[index])
+        for index, need in enumerate(needs)
+        if index > 0 and (need.driver is Driver.RAW_INPUT or "raw_input" in need.fields)
+    }
     feedback = {
         (index, origin): _feedback_edge(need.feedback, index, origin)
         for index, need in enumerate(needs)
@@ -58,24 +64,34 @@ def wire(needs: Sequence[Needs], *, schedule: str, delay_per_hop: float = 0.0) -
         for origin in need.origins
     }
     done = [Edge(f"{name}->{SOURCE}:done", name, SOURCE) for name in names] if schedule == "lockstep" else []
-    blocks = tuple(
-        BlockEdges(
-            driver=forward[index].name,
-            up=forward[index + 1].name if index + 1 < len(names) else None,
-            late=tuple(
-                LateInput(feedback[index, origin].name, origin, feedback_delay(origin - index, delay_per_hop))
-                for origin in need.origins
-                if (index, origin) in feedback
-            ),
-            down=_down(feedback, names[index]),
-            done=done[index].name if done else None,
+    blocks = []
+    for index, need in enumerate(needs):
+        line = forward[index].name
+        is_raw = index > 0 and need.driver is Driver.RAW_INPUT
+        late = [
+            LateInput(feedback[index, origin].name, origin, feedback_delay(origin - index, delay_per_hop))
+            for origin in need.origins
+            if (index, origin) in feedback
+        ]
+        blocks.append(
+            BlockEdges(
+                driver=raw[index].name if is_raw else line,
+                up=forward[index + 1].name if index + 1 < len(names) else None,
+                late=tuple(late),
+                raw=raw[index].name if index in raw else None,
+                late_activation=LateInput(line, index - 1, input_delay) if is_raw else None,
+                down=_down(feedback, names[index]),
+                done=done[index].name if done else None,
+            )
         )
-        for index, need in enumerate(needs)
-    )
     return Wiring(
-        edges=(*forward, *feedback.values(), *done),
-        source=SourceEdges(up=(forward[0].name,), done=tuple(edge.name for edge in done)),
-        blocks=blocks,
+        edges=(*forward, *raw.values(), *feedback.values(), *done),
+        source=SourceEdges(
+            up=(forward[0].name,),
+            raw=tuple(edge.name for edge in raw.values()),
+            done=tuple(edge.name for edge in done),
+        ),
+        blocks=tuple(blocks),
     )
 
 

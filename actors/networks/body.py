@@ -34,6 +34,7 @@ class Body(nn.Module):
 
     def __init__(self, layers: Sequence[Layer], *, seed: int) -> None:
         super().__init__()
+        self.seed = seed
         self.names = [layer.name for layer in layers]
         self.prefixes = [layer.prefix for layer in layers]
         self.layers = nn.ModuleList([layer.build() for layer in layers])
@@ -57,6 +58,16 @@ class Body(nn.Module):
     def named_state(self) -> dict[str, Tensor]:
         """Return parameters and persistent buffers by their names in the whole network."""
         return dict(self._entries())
+
+    def auxiliary_state(self) -> dict[str, Tensor]:
+        """Return what a rule has added to layers and what is no part of the network, by name."""
+        return dict(self._auxiliary_entries())
+
+    def load_auxiliary_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy in what `auxiliary_state` returned."""
+        with torch.no_grad():
+            for name, tensor in self._auxiliary_entries():
+                tensor.copy_(state[name])
 
     def load_named_state(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state in, all of it or nothing; names that belong to other blocks are ignored.
@@ -87,8 +98,23 @@ class Body(nn.Module):
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, layer in zip(self.prefixes, self.layers, strict=True):
+            added = set(_added_names(layer))
             for name, tensor in layer.state_dict(keep_vars=True).items():
-                yield prefix + name, tensor
+                if name not in added:
+                    yield prefix + name, tensor
+
+    def _auxiliary_entries(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, layer in zip(self.prefixes, self.layers, strict=True):
+            state = layer.state_dict(keep_vars=True)
+            for name in _added_names(layer):
+                yield prefix + name, state[name]
+
+
+def _added_names(layer: nn.Module) -> Iterator[str]:
+    """Yield the state names, within a layer, of tensors that a rule has put beside a module's own."""
+    for path, module in layer.named_modules():
+        for name in getattr(module, "added_tensors", ()):
+            yield f"{path}.{name}" if path else name
 
 
 def _may_draw(layer: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from actors.learning_rule import Batch
+from actors.learning_rule import Around, Batch
 from actors.needs import Place
 from actors.nn.auxiliary_head import HeadConfig, auxiliary_head
 from actors.objective import Objective
@@ -21,17 +21,22 @@ class CrossEntropy(Objective):
 
         head: HeadConfig = HeadConfig()
 
-    def __init__(self, config: Config, place: Place, shape: tuple[int, ...], num_classes: int) -> None:
-        super().__init__(config, place, shape, num_classes)
-        self.head = nn.Identity() if place.is_last else auxiliary_head(config.head, shape, num_classes)
+    def __init__(self, config: Config, place: Place, around: Around) -> None:
+        super().__init__(config, place, around)
+        head = config.head
+        self.head = nn.Identity() if place.is_last else auxiliary_head(head, around.shape, around.num_classes)
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the batch; h [B, ...], labels [B]."""
         return functional.cross_entropy(self.head(h), batch.labels)
 
+    def scores(self, h: Tensor) -> Tensor:
+        """Return the auxiliary head's class scores [B, num_classes]."""
+        return self.head(h)
+
     def evaluate(self, h: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the summed loss and the number of correct predictions."""
-        scores = self.head(h)  # [B, num_classes]
+        scores = self.scores(h)
         return {
             "loss": functional.cross_entropy(scores, batch.labels, reduction="sum"),
             "correct": (scores.argmax(dim=1) == batch.labels).sum(),

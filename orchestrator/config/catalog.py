@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What a rule declares with given settings, anywhere in a chain.
+
+    `feedback`: none, next_block or last_block. `late_credit`: feedback is pulled back through weights.
+    `is_driven_by_raw_input`: some block starts a batch without its predecessor.
+    """
+
+    feedback: str
+    late_credit: bool
+    is_driven_by_raw_input: bool
+    removes_locks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plugin:
-    """A rule or an objective. `feedback` (rules only): none, next_block or last_block."""
+    """A rule or an objective. `declare` (rules only) takes the rule's settings."""
 
     name: str
     config: type[BaseModel]
     summary: str
     paper: str
-    feedback: str = ""
-    removes_locks: tuple[str, ...] = ()
+    declare: Callable[[Mapping[str, Any]], Declared] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from actors.learning_rule import Batch
+from actors.learning_rule import Around, Batch
 from actors.needs import Place
 from actors.nn.auxiliary_head import HeadConfig, auxiliary_head
 from actors.objectives.cross_entropy import CrossEntropy
@@ -103,7 +103,7 @@ def test_settings_that_make_no_head_are_refused(wrong):
 
 
 def test_the_last_block_has_no_head():
-    last = CrossEntropy(CrossEntropy.Config(), Place(2, 3), (10,), 10)
+    last = CrossEntropy(CrossEntropy.Config(), Place(2, 3), Around((10,), 10))
     scores = torch.randn(4, 10)
     labels = torch.tensor([0, 3, 9, 1])
     assert not list(last.parameters())
@@ -114,5 +114,5 @@ def test_the_last_block_has_no_head():
 @pytest.mark.parametrize("index", [0, 1])
 def test_every_other_block_has_the_head_of_its_settings(index):
     config = CrossEntropy.Config(head=HeadConfig(kind="mlp_sr", depth=3))
-    objective = CrossEntropy(config, Place(index, 3), (8, 7, 7), 10)
+    objective = CrossEntropy(config, Place(index, 3), Around((8, 7, 7), 10))
     assert len(layers_of(objective, nn.Conv2d)) == 3

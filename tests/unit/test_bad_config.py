@@ -120,11 +120,7 @@ NOT_YET = [
     ("recovery.restarts=3", "recovery"),
     ("wire=bf16", "wire"),
     ("faults.kill=block1", "faults"),
-    ("schedule.delay_per_hop=0.5", "schedule.delay_per_hop"),
-    ("schedule.input_delay=2", "schedule.input_delay"),
-    ("schedule.late=stash", "schedule.late"),
     ("schedule.feedback=as_it_arrives", "schedule.feedback"),
-    ("schedule.name=sequential", "schedule.name"),
     ("schedule.name=replay", "schedule.name"),
     ("buffers.mode=auto", "buffers.mode"),
     ("buffers.capacity_bytes=9", "buffers.capacity_bytes"),
@@ -133,7 +129,6 @@ NOT_YET = [
     ("buffers.on_full=drop", "buffers.on_full"),
     ("buffers.samples_per_insert=2", "buffers.samples_per_insert"),
     ("buffers.tolerance=2", "buffers.tolerance"),
-    ("training.precision=bf16", "training.precision"),
     ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
     ("placement.rebalance=true", "placement.rebalance"),
@@ -158,6 +153,23 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_expected(override, f
 def test_what_this_version_lacks_is_refused_by_name(override, key):
     message = refusal(override)
     assert message.startswith(f"{key}: got ") and "not available in this version" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("schedule.delay_per_hop=0.5", ["schedule.delay_per_hop: got 0.5", "'local'", "has no feedback to delay"]),
+        ("schedule.late=stash", ["schedule.late: got 'stash'", "'local'", "pulls no late credit through weights"]),
+        ("schedule.input_delay=2", ["schedule.input_delay: got 2", "'local'", "is not driven by the raw input"]),
+    ],
+)
+def test_a_delay_of_what_a_rule_does_not_have_is_refused(override, fragments):
+    contains(refusal(override), fragments)
+
+
+def test_late_credit_under_lockstep_is_refused():
+    message = refusal("rule.name=backprop", "schedule.name=lockstep", "schedule.delay_per_hop=2")
+    contains(message, ["schedule.delay_per_hop: got 2 with lockstep", "set schedule.delay_per_hop=0"])
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "replay"])

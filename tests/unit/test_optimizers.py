@@ -11,6 +11,7 @@ from actors.optimizers import (
     group_optimizers,
     optimizer_arguments,
 )
+from actors.spec import RawInput
 from orchestrator.catalog import find_catalog
 from orchestrator.config import config_from_mapping
 from orchestrator.plan import Plan
@@ -137,7 +138,8 @@ def specs(index=0, *, training=None, **optimizer):
         CATALOG,
     )
     wiring = wire([Needs()] * 2, schedule="pipeline")
-    plan = Plan((("a",), ("b",)), ((1,), (1,)), wiring, (1,), 10, 100, batches_per_epoch=10)
+    facts = {"num_classes": 10, "num_samples": 100, "batches_per_epoch": 10, "num_epochs": 3}
+    plan = Plan((("a",), ("b",)), ((1,), (1,)), (Needs(),) * 2, wiring, RawInput((1,)), **facts)
     return optimizer_specs(config, plan, index)
 
 
