@@ -48,7 +48,8 @@ class Block:
         self.updates = 0
         self.loss: Tensor | None = None
         self.open: dict[int, ModulePass] = {}
-        self.accumulated = {"weights": 0, "synthesizer": 0}
+        self.accumulated = {"weights": 0, "heads": 0, "synthesizer": 0}
+        self.head_updates = 0
         self.synthesizer_updates = 0
         self._apply_machine()
         layers = network_layers(spec.network, spec.raw.shape, spec.num_classes, spec.seed)
@@ -68,6 +69,7 @@ class Block:
         )
         self.rule = self._build_rule()
         self.body = cast(Body, self.rule.prepare(body)).to(self.device)
+        self.body.find_draws()
         self.rule.to(self.device)
         self.objective = self._build_objective()
         if spec.machine.channels_last:
@@ -101,8 +103,9 @@ class Block:
         self.needs: Needs = kind.needs(config, self.place)
         below = Place(self.place.index - 1, self.place.num_blocks)
         self.sends_gradient = not self.place.is_first and kind.needs(config, below).feedback is Feedback.NEXT_BLOCK
-        longest = max((late.delay for late in self.spec.edges.late), default=1)
-        self.late = Late(self.spec.late) if self.needs.late_credit and longest > 1 else Late.KEPT
+        longest = max((late.delay for late in self.spec.edges.late), default=0)
+        is_late = longest > 1 or (longest > 0 and self.spec.replay is not None)
+        self.late = Late(self.spec.late) if self.needs.late_credit and is_late else Late.KEPT
         with self._initial("rule"):
             return kind(config, self.place, self._around)
 
@@ -144,6 +147,8 @@ class Block:
         credit = self._credit(p) if self.objective is not None else None
         sent = self.rule.now(p, credit)
         p.settle()
+        if credit is not None and self._step("heads", "heads", self.head_updates, message.flags):
+            self.head_updates += 1  # a head's credit is its own loss's and never late
         return self._sent(sent, message.batch_id)
 
     def make_pass(self, received: Tensor, batch: Batch) -> ModulePass:
@@ -162,7 +167,9 @@ class Block:
         """
         p = self._pass_of(message, batch_id, f"feedback from block {origin}")
         p.answered.add(origin)
-        return self._sent(self.rule.later(p, origin, self.on_device(message.tensors)), batch_id)
+        sent = self.rule.later(p, origin, self.on_device(message.tensors))
+        p.settle()
+        return self._sent(sent, batch_id)
 
     def late_activation(self, message: Message, batch_id: int) -> Sent:
         """Handle the predecessor's activation of a batch that the raw input has driven.
@@ -195,21 +202,20 @@ class Block:
 
     def update(self, flags: Flags) -> None:
         """Count a batch whose last credit has come; step after `accumulate` of them, or at the last."""
-        if self._step(("body", "heads"), "weights", self.updates, flags):
+        if self._step("body", "weights", self.updates, flags):
             self.updates += 1
 
     def update_synthesizer(self, flags: Flags) -> None:
         """Count a batch that has taught the rule's own parameters; step as `update` does."""
-        if self._step(("synthesizer",), "synthesizer", self.synthesizer_updates, flags):
+        if self._step("synthesizer", "synthesizer", self.synthesizer_updates, flags):
             self.synthesizer_updates += 1
 
-    def _step(self, groups: tuple[str, ...], count: str, updates: int, flags: Flags) -> bool:
+    def _step(self, group: str, count: str, updates: int, flags: Flags) -> bool:
         self.accumulated[count] += 1
         if self.accumulated[count] < self.spec.accumulate and not flags & Flags.LAST:
             return False
-        for group in groups:
-            if group in self.optimizers:
-                self.optimizers[group].step(updates, self.accumulated[count])
+        if group in self.optimizers:
+            self.optimizers[group].step(updates, self.accumulated[count])
         self.accumulated[count] = 0
         return True
 
@@ -219,7 +225,7 @@ class Block:
         with self.precision.autocast():
             loss = self.objective(h, p.batch)
         parameters = [q for q in self.objective.parameters() if q.requires_grad]
-        gradients = self.precision.gradients(loss, [h, *parameters], torch.ones_like(loss), keep=False)
+        gradients = self.precision.gradients([loss], [h, *parameters], [torch.ones_like(loss)], keep=False)
         accumulate(parameters, gradients[1:])
         self.loss = loss.detach()
         assert gradients[0] is not None, "the objective's loss does not depend on the block's output"

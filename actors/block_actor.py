@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from actors.block import Block
 from actors.chain_actor import ChainActor
 from actors.evaluation import Evaluation
 from actors.program import BlockProgram, Program
+from actors.replay_buffer import ReplayBuffer
+from actors.replay_program import ReplayProgram
+from actors.seeds import seed_of
 from actors.shard import ShardFile, write_shard
-from actors.spec import BlockSpec
+from actors.spec import BlockSpec, Replay
+from actors.stretch import Slowness, Stretch
 
 
 def outgoing_edges(spec: BlockSpec) -> list[str]:
@@ -28,11 +33,18 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
-        super().__init__(spec.run, spec.name, outgoing_edges(spec), spec.settings, spec.machine, spec.incarnation)
+        super().__init__(
+            spec.run, spec.name, outgoing_edges(spec),
+            spec.settings, spec.machine, spec.incarnation, spec.edges.room, spec.traced,
+        )  # fmt: skip
         self.spec = spec
         self.block = Block(spec, shape)
         self.evaluations: list[Evaluation] = []
         self.shards: dict[int, ShardFile] = {}
+        self.replay: ReplayProgram | None = None
+        self.bound = spec.bound
+        if spec.slowness != Slowness():
+            self.times.stretch = Stretch(spec.slowness)
 
     @property
     def version(self) -> int:
@@ -42,12 +54,30 @@ class BlockActor(ChainActor):
     def program(self) -> Program:
         """Return the block's program."""
         edges = self.spec.edges
+        if self.spec.replay is not None:
+            return self._replay_program(self.spec.replay)
         return BlockProgram(
             self.block, edges, self.times,
             snapshot=self._write_snapshot,
             report=self.evaluations.append,
             trained=lambda message: self.on_trained(message, edges.driver),
+            is_paced=lambda: self.bound is not None,
         ).run()  # fmt: skip
+
+    def _replay_program(self, replay: Replay) -> Program:
+        edges, inbox = self.spec.edges, self.inboxes[self.spec.edges.driver]
+        draw = random.Random(seed_of(self.spec.seed, "replay", self.name)).randrange
+        self.replay = ReplayProgram(
+            self.block, edges, self.times, ReplayBuffer(replay.settings, draw),
+            bound=lambda: None if self.spec.index == 0 else self.bound,
+            num_batches=replay.num_batches, max_open=replay.max_open,
+            producer_version=lambda: inbox.producer_version,
+            promise=lambda version: self.promise(edges.driver, version),
+            snapshot=self._write_snapshot,
+            report=self.evaluations.append,
+            trained=lambda message: self.count_staleness(message, edges.driver),
+        )  # fmt: skip
+        return self.replay.run()
 
     def finish(self) -> dict[str, Any]:
         """Return the final facts, with the digests of every tensor."""

@@ -17,6 +17,7 @@ def take_state(block: Block) -> dict[str, Any]:
     return {
         "version": block.version,
         "updates": block.updates,
+        "head_updates": block.head_updates,
         "synthesizer_updates": block.synthesizer_updates,
         "accumulated": dict(block.accumulated),
         "precision": block.precision.state(),
@@ -31,7 +32,7 @@ def take_state(block: Block) -> dict[str, Any]:
 def read_state(block: Block, state: Mapping[str, Any]) -> None:
     """Make `block` what it was when `take_state` was called."""
     block.version, block.updates = state["version"], state["updates"]
-    block.synthesizer_updates = state["synthesizer_updates"]
+    block.head_updates, block.synthesizer_updates = state["head_updates"], state["synthesizer_updates"]
     block.accumulated = dict(state["accumulated"])
     block.precision.restore(state["precision"])
     block.body.load_named_state(state["body"])

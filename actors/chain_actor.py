@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from actors.program import Program
 from actors.spec import Machine
 from actors.task import Task
 from actors.times import Times
+from actors.trace import Trace
 from actors.transport.inbox import Inbox, Port
 from actors.transport.outbox import Outbox, Reply, Take
 
@@ -35,6 +37,9 @@ class ChainActor:
         settings: sizes of its edges.
         machine: how it uses the processor.
         incarnation: which life this is.
+        room: messages that an edge must hold besides those that its consumer has read and not yet acknowledged,
+            whatever the settings say.
+        traced: batches whose spans it keeps for the timeline.
     """
 
     def __init__(
@@ -45,18 +50,23 @@ class ChainActor:
         settings: EdgeSettings,
         machine: Machine,
         incarnation: int = 0,
+        room: Mapping[str, int] | None = None,
+        traced: Sequence[range] = (),
     ) -> None:
         self.run_name, self.name = run, name
         self.settings, self.machine, self.incarnation = settings, machine, incarnation
-        self.times = Times()
+        self.trace = Trace(traced)
+        self.times = Times(trace=self.trace)
         self.inboxes: dict[str, Inbox] = {}
         self.outboxes = {
-            edge: Outbox(run, edge, settings.capacity, incarnation=incarnation, version=lambda: self.version)
-            for edge in outgoing
+            edge: Outbox(run, edge, capacity, incarnation=incarnation, version=lambda: self.version)
+            for edge, capacity in edge_capacities(outgoing, settings, room or {}).items()
         }
         self.staleness: dict[str, Counter[int]] = {}
         self.trained: Counter[str] = Counter()
         self.task: Task | None = None
+        self.bound: int | None = None
+        """S, the staleness bound of the edges between blocks; None: no bound."""
         self._stopped = threading.Event()
 
     @property
@@ -83,7 +93,7 @@ class ChainActor:
 
     def start(self) -> Task:
         """Make the task that runs this actor's program."""
-        self.task = Task(self.program(), self.inboxes, self.outboxes, self.times)
+        self.task = Task(self.program(), self.inboxes, self.outboxes, self.times, bound_of=lambda edge: self.bound)
         return self.task
 
     def run(self) -> dict[str, Any]:
@@ -95,9 +105,9 @@ class ChainActor:
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Stop the clock and return the final facts."""
+        """Stop the clock and return the final facts, the spans for the timeline included."""
         self.times.stop()
-        return self.report()
+        return self.report() | {"spans": self.trace.spans, "spans_left_out": self.trace.num_left_out}
 
     def stop(self) -> None:
         """Make `run` raise at its next wait."""
@@ -108,11 +118,22 @@ class ChainActor:
         raise ValueError(f"{self.name}: unknown order {name!r}")
 
     def on_trained(self, message: Message, edge: str) -> None:
-        """Count a message that training starts on, and how stale it was."""
-        inbox = self.inboxes[edge]
+        """Count a message that training starts on; under first in, first out nothing older will follow."""
+        self.count_staleness(message, edge)
+        self.promise(edge, message.version + 1)
+
+    def count_staleness(self, message: Message, edge: str) -> None:
+        """Count a message that training starts on, and how many versions its producer has finished since."""
         self.trained[edge] += 1
-        inbox.oldest_trainable = message.version + 1
-        self.staleness[edge][max(0, inbox.producer_version - 1 - message.version)] += 1
+        self.staleness[edge][max(0, self.inboxes[edge].producer_version - 1 - message.version)] += 1
+
+    def promise(self, edge: str, version: int) -> None:
+        """Promise never again to start training on less than `version`; a paced producer is told at once."""
+        inbox = self.inboxes[edge]
+        if self.bound is not None:
+            inbox.tell(version)
+        else:
+            inbox.oldest_trainable = max(inbox.oldest_trainable, version)
 
     def report(self) -> dict[str, Any]:
         """Return small facts about this actor."""
@@ -123,6 +144,7 @@ class ChainActor:
             "pid": os.getpid(),
             "node": socket.gethostname(),
             "device": self.machine.device,
+            "clock": {"now_s": self.times.now(), "wall_s": time.time()},
             "time_fraction": self.times.fractions(),
             "waiting_on": task.waiting_on if task else None,
             "waiting_s": task.waiting_s if task else 0.0,
@@ -143,3 +165,9 @@ class ChainActor:
                 for edge, inbox in self.inboxes.items()
             },
         }
+
+
+def edge_capacities(outgoing: Sequence[str], settings: EdgeSettings, room: Mapping[str, int]) -> dict[str, int]:
+    """Return how many messages may wait on each edge; a consumer acknowledges window x limit messages late at most."""
+    late = settings.window * settings.limit
+    return {edge: late + room[edge] if edge in room else settings.capacity for edge in outgoing}

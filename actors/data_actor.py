@@ -8,8 +8,11 @@ from actors.chain_actor import ChainActor
 from actors.datasets.batches import EvalBatches, TrainBatches
 from actors.datasets.loading import load_data
 from actors.program import Program
+from actors.replay_source import ReplaySource
 from actors.source_program import SourceProgram
 from actors.spec import SourceSpec
+
+EPOCHS_WITHOUT_END = 10**6
 
 
 class DataActor(ChainActor):
@@ -17,24 +20,29 @@ class DataActor(ChainActor):
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(
-            spec.run, spec.name, (*spec.edges.up, *spec.edges.raw), spec.settings, spec.machine, spec.incarnation
-        )
+            spec.run, spec.name, (*spec.edges.up, *spec.edges.raw),
+            spec.settings, spec.machine, spec.incarnation, spec.edges.room, spec.traced,
+        )  # fmt: skip
         self.spec = spec
         self._stop_asked = False
         data = load_data(spec.data)
-        batches = TrainBatches(data, spec.data, spec.epochs)
+        num_batches = TrainBatches(data, spec.data, spec.epochs).num_batches
+        epochs = EPOCHS_WITHOUT_END if spec.repeats else spec.epochs
+        batches = TrainBatches(data, spec.data, epochs)
         splits = {"test": data.test, "validation": data.validation}
-        self.source = SourceProgram(
+        kind = ReplaySource if spec.until_stopped else SourceProgram
+        self.source = kind(
             batches,
             {
                 name: EvalBatches(split, spec.evaluation_batch_size)
                 for name, split in splits.items()
-                if split is not None
+                if split is not None and name in spec.evaluated_splits
             },
             spec.edges,
             self.times,
             evaluate_every=spec.evaluate_every,
             stop_asked=lambda: self._stop_asked,
+            num_batches=num_batches,
         )
 
     @property
@@ -56,6 +64,6 @@ class DataActor(ChainActor):
         """Return small facts about the source."""
         batches = self.source.batches
         return super().report() | {
-            "num_batches": batches.num_batches,
+            "num_batches": self.source.num_batches,
             "batches_per_epoch": batches.batches_per_epoch,
         }

@@ -27,6 +27,7 @@ class BlockEdges:
     `raw`: the source's own line to this block, if its rule or objective needs the network's input.
     `late_activation`: the predecessor's activation where `raw` drives the block and `driver` is that line.
     `done`: under `lockstep`, where a finished batch is announced.
+    `room`: messages that an outgoing edge must hold, because its consumer handles them that much later.
     """
 
     driver: str
@@ -36,6 +37,7 @@ class BlockEdges:
     late_activation: LateInput | None = None
     down: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     done: str | None = None
+    room: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class SourceEdges:
 
     `up`: where batches leave, evaluation batches included. `raw`: where the training inputs leave once
     more, for blocks that need them. `done`: under `lockstep`, who must have finished a batch.
+    `room`: messages that an edge of `raw` must hold, because its consumer reads them that much later than block 0.
     """
 
     up: tuple[str, ...]
     raw: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
+    room: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +13,8 @@ from actors.messages import Flags, Message
 from actors.objective import Objective
 
 VOTES = "votes"
-"""Tensor on an evaluation batch: the weighted class probabilities of the blocks below, [B, num_classes]."""
+"""Tensor on an evaluation batch: the votes of the blocks below, [B, num_classes]; unless their rule has
+votes of its own, weighted class probabilities."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,16 @@ class Evaluator:
     parts: Parts
     index: int
     _sums: dict[str, Tensor] = field(default_factory=dict)
-    _held: dict[int, Parts] = field(default_factory=dict)
-
-    def hold(self, batch_id: int) -> None:
-        """Keep a copy of the block as it is now, for evaluation batches that come when it has gone on."""
-        self._held[batch_id] = copy.deepcopy(self.parts)
-
-    def let_go(self, before: int) -> None:
-        """Drop copies of positions below `before`."""
-        self._held = {position: parts for position, parts in self._held.items() if position >= before}
 
     def run(self, message: Message, tensors: Mapping[str, Tensor], version: int) -> dict[str, Tensor]:
         """Run one batch; return what the next block gets: `h` [B, ...], and the votes so far."""
-        parts = self._held.get(message.batch_id, self.parts)
+        parts = self.parts
         training = [module.training for module in parts.all()]
         for module in parts.all():
             module.eval()
         with torch.no_grad():
-            h = parts.body(parts.rule.enter_evaluation(tensors["h"]))
-            votes = self._votes(parts.objective, h, tensors.get(VOTES))
+            h = parts.body(parts.rule.enter_evaluation(tensors["h"])).float()
+            votes = self._votes(parts, h, tensors.get(VOTES))
             if parts.objective is not None:
                 self._count(parts.objective, h, Batch(message.batch_id, version, tensors), votes)
             up = {"h": parts.rule.leave_evaluation(h)}
@@ -83,11 +74,13 @@ class Evaluator:
         self._sums = {}
         return Evaluation(message.split, message.batch_id, totals)
 
-    def _votes(self, objective: Objective | None, h: Tensor, below: Tensor | None) -> Tensor | None:
-        scores = objective.scores(h) if objective is not None else None
-        if scores is None:
+    def _votes(self, parts: Parts, h: Tensor, below: Tensor | None) -> Tensor | None:
+        own = parts.rule.vote(h)
+        if own is None:
+            scores = parts.objective.scores(h) if parts.objective is not None else None
+            own = None if scores is None else scores.float().softmax(dim=1) * 2.0**self.index
+        if own is None:
             return below
-        own = scores.float().softmax(dim=1) * 2.0**self.index
         return own if below is None else below + own
 
     def _count(self, objective: Objective, h: Tensor, batch: Batch, votes: Tensor | None) -> None:

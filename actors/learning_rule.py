@@ -52,7 +52,10 @@ class Pass(Protocol):
     answered: set[int]
     """Origins whose feedback for this batch has come, the one being handled included."""
 
-    def vjp(self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False) -> Tensor | None:
+    def vjp(
+        self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False,
+        inside: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | None:  # fmt: skip
         """Pull `credit` (shape of `h`) back through the body.
 
         Args:
@@ -60,6 +63,7 @@ class Pass(Protocol):
             weights: add to the gradients of the body's parameters.
             input: return the gradient at the body's input.
             keep: another call for this batch follows.
+            inside: the credit at the output of each of the body's severed layers, by layer name.
         """
         ...
 
@@ -125,6 +129,8 @@ class LearningRule(nn.Module):
     """Which of `forward`, `update`, `backward` the rule removes (Jaderberg et al. 2017, 1608.05343)."""
     no_export: ClassVar[str] = ""
     """Why the trained layers alone do not make a network that can be exported; empty if they do."""
+    fewest_blocks: ClassVar[int] = 1
+    """How many blocks the rule needs at least."""
 
     class Config(RuleConfig):
         """No settings."""
@@ -159,6 +165,10 @@ class LearningRule(nn.Module):
     def leave_evaluation(self, h: Tensor) -> Tensor:
         """Return what the next block gets in an evaluation, from the body's output; default: just that."""
         return h
+
+    def vote(self, h: Tensor) -> Tensor | None:
+        """Return the block's votes in an evaluation, [B, num_classes]; None: its objective's scores vote."""
+        return None
 
     def now(self, p: Pass, credit: Tensor | None) -> Sent:
         """Handle a batch right after its forward pass; `credit` is the objective's gradient at `p.h`."""

@@ -39,6 +39,8 @@ class Flags(IntFlag):
     """Evaluation batches follow this batch."""
     SPLIT_END = 8
     """On an evaluation batch: the last one of its split."""
+    EVALUATION_END = 16
+    """On an evaluation batch: the last one of its position."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Message:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     split: str = ""
     """On an evaluation batch: the name of the split it belongs to."""
+    answers: int = -1
+    """On feedback: the producer's version of the activation it answers."""
     sequence: int = -1
     incarnation: int = 0
 

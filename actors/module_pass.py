@@ -76,32 +76,43 @@ class ModulePass:
         self._body, self._precision = body, precision
         self._parameters = {name: p for name, p in body.named_parameters() if p.requires_grad}
         self._output: Tensor | None = None
+        self._inner: dict[str, Tensor] = {}
 
     def settle(self) -> None:
-        """Let go of what later calls will make again; the block calls it after the rule's `now`."""
+        """Let go of what later calls will make again; the block calls it after every call of the rule."""
         if self.late is Late.RECOMPUTE:
-            self._output = None
+            self._output, self._inner = None, {}
 
-    def vjp(self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False) -> Tensor | None:
+    def vjp(
+        self, credit: Tensor, *, weights: bool, input: bool, keep: bool = False,
+        inside: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | None:  # fmt: skip
         """Pull `credit` back through the body; see `actors.learning_rule.Pass`."""
         output = self._again() if self._output is None else self._output
-        self._output = output if keep else None
-        if not output.requires_grad or not (weights or input):
-            return None  # a block without parameters below it
+        given = [(output, credit), *((self._inner[name], own) for name, own in (inside or {}).items())]
+        given = [(out, own) for out, own in given if out.requires_grad]
+        if not keep:
+            self._output, self._inner = None, {}
+        else:
+            self._output = output
+        if not given or not (weights or input):
+            return None  # no parameters below
         parameters = list(self._parameters.values()) if weights else []
         through = list(self.stashed.values()) if weights and self.stashed else parameters
         targets: list[Tensor] = [*through, *([self.entered] if input else [])]
         if not targets:
             return None
-        gradients = self._precision.gradients(output, targets, credit, keep=keep)
+        outputs, credits = [out for out, _ in given], [own for _, own in given]
+        gradients = self._precision.gradients(outputs, targets, credits, keep=keep)
         accumulate(parameters, gradients[: len(parameters)])
         return gradients[-1] if input else None
 
     def _forward(self, weights: dict[str, Tensor]) -> Tensor:
+        arguments = (self.entered, self.batch.batch_id, self._inner)
         with self._precision.autocast():
             if not weights:
-                return self._body(self.entered, self.batch.batch_id)
-            return functional_call(self._body, weights, (self.entered, self.batch.batch_id))
+                return self._body(*arguments)
+            return functional_call(self._body, weights, arguments)
 
     def _again(self) -> Tensor:
         """Run the forward pass once more, without counting the batch again."""

@@ -14,6 +14,7 @@ from torch import Tensor, autograd
 
 GROW_AFTER = 2000
 """Backward passes without an overflow after which the factor is doubled (as torch.amp.GradScaler does)."""
+SMALLEST_FACTOR = 2.0**-14
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,26 +40,32 @@ class Precision:
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def gradients(
-        self, output: Tensor, targets: Sequence[Tensor], credit: Tensor, *, keep: bool
+        self, outputs: Sequence[Tensor], targets: Sequence[Tensor], credits: Sequence[Tensor], *, keep: bool
     ) -> list[Tensor | None]:
-        """Return the gradients of <credit, output> with respect to the targets, without the factor.
+        """Return the gradients of the sum of <credit, output> with respect to the targets, without the factor.
 
-        In fp16 the factor is halved until nothing overflows that is finite in fp32.
+        In fp16 the factor is halved until nothing overflows. What is not finite at any factor is returned as
+        it is and leaves the factor alone.
         """
         if self.dtype is not torch.float16:
-            found = autograd.grad(output, targets, credit.to(output.dtype), retain_graph=keep, allow_unused=True)
-            return list(found)
+            given = [credit.to(output.dtype) for output, credit in zip(outputs, credits, strict=True)]
+            return list(autograd.grad(outputs, targets, given, retain_graph=keep, allow_unused=True))
+        factor, can_be_finite = self.factor, _is_finite([*outputs, *credits])
         while True:
-            scaled = (credit * self.factor).to(output.dtype)
-            found = autograd.grad(output, targets, scaled, retain_graph=True, allow_unused=True)
-            if self.factor <= 1.0 or all(bool(g.isfinite().all()) for g in (scaled, *found) if g is not None):
+            given = [(c * factor).to(output.dtype) for output, c in zip(outputs, credits, strict=True)]
+            found = autograd.grad(outputs, targets, given, retain_graph=True, allow_unused=True)
+            is_good = can_be_finite and _is_finite([*given, *found])
+            if is_good or not can_be_finite or factor <= SMALLEST_FACTOR:
                 break
-            self.factor, self.num_good = self.factor / 2, 0
-        factor = self.factor
-        self.num_good += 1
-        if self.num_good % GROW_AFTER == 0:
-            self.factor *= 2
+            factor /= 2
+        if is_good:
+            self._count(factor)
         return [None if g is None else g.float() / factor for g in found]
+
+    def _count(self, factor: float) -> None:
+        """Note the factor at which a backward pass did not overflow."""
+        self.num_good = self.num_good + 1 if factor == self.factor else 1
+        self.factor = factor * 2 if self.num_good % GROW_AFTER == 0 else factor
 
     def state(self) -> dict[str, float]:
         """Return what a snapshot keeps."""
@@ -70,7 +77,23 @@ class Precision:
 
 
 def accumulate(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to those of the parameters."""
+    """Add gradients to those of the parameters.
+
+    What becomes a parameter's gradient lies in memory like the parameter and shares none with another's
+    (clipping and averaging write to it).
+    """
+    taken: set[int] = set()
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad + gradient
+        elif gradient.stride() != parameter.stride() or gradient.data_ptr() in taken:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        else:
+            parameter.grad = gradient
+        taken.add(gradient.data_ptr())
+
+
+def _is_finite(tensors: Sequence[Tensor | None]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)

@@ -11,8 +11,10 @@ frozen and passes activations on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -22,34 +24,11 @@ from actors.errors import MispairedMessage
 from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message
+from actors.operations import Close, Operation, Pace, Receive, Send
 from actors.times import Times
 
-
-@dataclass(frozen=True)
-class Receive:
-    """Wait for the next message of an edge."""
-
-    edge: str
-    share: str = "wait_input"
-
-
-@dataclass(frozen=True)
-class Send:
-    """Put a message on an edge; waits while its outbox is full."""
-
-    edge: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Close:
-    """Nothing follows on an edge."""
-
-    edge: str
-
-
-Program = Generator[Receive | Send | Close, Message, None]
-Getting = Generator[Receive | Send | Close, Message, Message | None]
+Program = Generator[Operation, Any, None]
+Getting = Generator[Operation, Any, Message | None]
 
 
 class BlockProgram:
@@ -62,6 +41,7 @@ class BlockProgram:
         snapshot: called at the position of a batch that carries the order.
         report: called with the sums of an evaluated split.
         trained: called with every message that training starts on.
+        is_paced: whether a staleness bound holds between this block and the next.
     """
 
     def __init__(
@@ -73,13 +53,16 @@ class BlockProgram:
         snapshot: Callable[[int], None],
         report: Callable[[Evaluation], None],
         trained: Callable[[Message], None],
+        is_paced: Callable[[], bool] = bool,
     ) -> None:
         self.block, self.edges, self.times = block, edges, times
+        self.is_paced = is_paced
         self.snapshot, self.report, self.trained = snapshot, report, trained
         self._phase_batches = block.spec.phase_batches
         self._first: int | None = None
         self._next = 0
         self._flags: dict[int, Flags] = {}
+        self._ahead: deque[Message] = deque()
 
     def run(self) -> Program:
         """Yield the block's operations, from its first message to its last."""
@@ -87,6 +70,7 @@ class BlockProgram:
         while not orders & Flags.LAST:
             yield from self._late_inputs(self._next)
             self._obey(orders, self._next - 1)
+            yield from self._evaluate_in_place(orders)
             message = yield from self._driver()
             if message is None:
                 break
@@ -95,9 +79,12 @@ class BlockProgram:
         if orders & Flags.LAST:
             yield from self._drain()
             self._obey(orders, self._next - 1)
+            yield from self._evaluate_in_place(orders)
             yield from self._driver()
         if self.edges.late_activation is not None:
             yield from self._activation_of(None)
+        if self.edges.raw not in (None, self.edges.driver):
+            yield Receive(self.edges.raw)  # its end
         for edge in [self.edges.up, self.edges.done, *self._down_edges()]:
             if edge is not None:
                 if edge == self.edges.up:
@@ -109,6 +96,7 @@ class BlockProgram:
     def _driver(self) -> Getting:
         """Return the next batch to train on; everything before it is evaluated or passed on."""
         while True:
+            self.times.at(self._next)
             message = yield Receive(self.edges.driver)
             if message.kind is Kind.EVALUATION:
                 yield from self._evaluate(message)
@@ -132,7 +120,9 @@ class BlockProgram:
             )
         self._next += 1
         self._flags = {batch: flags for batch, flags in self._flags.items() if batch in self.block.open}
-        self._flags[message.batch_id] = message.flags
+        self._flags[message.batch_id] = message.flags | (
+            Flags.LAST if self._phase(message.batch_id + 1) > self.block.place.index else Flags.NONE
+        )
 
     def _raw_input(self, batch_id: int) -> Generator[Receive, Message, Tensor | None]:
         """Return the network's input of a batch, from the source's own line to this block."""
@@ -148,21 +138,23 @@ class BlockProgram:
     # ------------------------------------------------------------------ training
 
     def _train(self, message: Message) -> Program:
+        self.times.at(message.batch_id)
         raw = yield from self._raw_input(message.batch_id)
         self.trained(message)
-        with self.times.within("compute"):
-            sent = self.block.now(message, raw)
+        with self.times.within("compute", "forward"):
+            sent = self.block.now(replace(message, flags=self._flags[message.batch_id]), raw)
         if self.edges.up is not None:
             yield from self._send_up(message, sent)
         yield from self._send_down(sent, message.batch_id)
+        if self.edges.up is not None and self._phase_batches is None and self.is_paced():
+            yield Pace(self.edges.up, self.block.version)
         self.block.finish_use()
         yield from self._updates(sent, message.batch_id)
 
     def _send_up(self, message: Message, sent: Sent) -> Program:
         assert self.edges.up is not None
         if self._phase_batches is not None:  # the next block's phase has not begun
-            if message.flags & ~Flags.EVALUATE:
-                yield from self._pass_on_orders(message)
+            yield from self._pass_on_orders(message)
         elif sent.up is not None:
             labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
             yield Send(
@@ -177,34 +169,44 @@ class BlockProgram:
         for late in self.edges.late:
             due = t - late.delay
             if self._is_trained(due):
+                self.times.at(t, due)
                 message = yield Receive(late.edge, "wait_feedback")
-                with self.times.within("compute"):
+                with self.times.within("compute", "feedback"):
                     sent = self.block.later(late.origin, message, due)
                 yield from self._send_down(sent, due)
                 yield from self._updates(sent, due)
         late = self.edges.late_activation
         if late is not None and self._is_trained(t - late.delay):
+            self.times.at(t, t - late.delay)
             yield from self._late_activation(late, t - late.delay)
 
     def _late_activation(self, late: LateInput, due: int) -> Program:
         message = yield from self._activation_of(due)
         assert message is not None, f"edge {late.edge}: ended before batch {due}"
-        with self.times.within("compute"):
+        with self.times.within("compute", "late_activation"):
             sent = self.block.late_activation(message, due)
-        self.block.evaluator.let_go(due)
         yield from self._updates(sent, due)
 
     def _activation_of(self, due: int | None) -> Getting:
         """Return the predecessor's late activation of a batch, or None at the end of its edge."""
         assert self.edges.late_activation is not None
-        while True:
-            message = yield Receive(self.edges.late_activation.edge)
+        message = self._ahead.popleft() if self._ahead else (yield Receive(self.edges.late_activation.edge))
+        return message if message.kind is Kind.ACTIVATION and due is not None else None
+
+    def _evaluate_in_place(self, orders: Flags) -> Program:
+        """Where the raw input drives, run a position's evaluation batches before the next batch.
+
+        They come on the predecessor's line, behind activations that may not be due yet.
+        """
+        late = self.edges.late_activation
+        is_over = late is None or not orders & Flags.EVALUATE
+        while late is not None and not is_over:
+            message = yield Receive(late.edge)
             if message.kind is Kind.EVALUATION:
                 yield from self._evaluate(message)
-            elif message.kind is Kind.ACTIVATION and due is not None:
-                return message
+                is_over = bool(message.flags & Flags.EVALUATION_END)
             else:
-                return None
+                self._ahead.append(message)
 
     def _is_trained(self, batch_id: int) -> bool:
         return self._first is not None and self._first <= batch_id < self._next
@@ -219,10 +221,10 @@ class BlockProgram:
     def _updates(self, sent: Sent, batch_id: int) -> Program:
         flags = self._flags.get(batch_id, Flags.NONE)
         if sent.taught:
-            with self.times.within("compute"):
+            with self.times.within("compute", "update"):
                 self.block.update_synthesizer(flags)
         if sent.complete:
-            with self.times.within("compute"):
+            with self.times.within("compute", "update"):
                 self.block.update(flags)
             if self.edges.done is not None:
                 yield Send(self.edges.done, Message(Kind.DONE, batch_id, self.block.version))
@@ -244,23 +246,30 @@ class BlockProgram:
     def _pass_on(self, message: Message) -> Program:
         """Forward a batch that a later block trains on, in evaluation mode."""
         assert self.edges.up is not None
+        self.times.at(message.batch_id)
+        yield from self._raw_input(message.batch_id)
         self.block.train(False)
-        with self.times.within("compute"):
+        with self.times.within("compute", "forward"):
             h = self.block.forward_frozen(message)
         yield Send(self.edges.up, replace(message, version=self.block.version, tensors={**message.tensors, "h": h}))
         self._obey(message.flags, message.batch_id)
 
     def _pass_on_orders(self, message: Message) -> Program:
-        """Tell the blocks whose phase has not begun of a batch's orders; obey, if this is one of them."""
+        """Tell the blocks whose phase has not begun of a batch and its orders; obey, if this is one of them.
+
+        They hear of every batch, so that a chain in which nothing moves can be told from one that trains below.
+        """
         if self.edges.up is not None:
             orders = message.flags & ~Flags.EVALUATE
             yield Send(self.edges.up, Message(Kind.ORDERS, message.batch_id, self.block.version, orders))
         if message.kind is Kind.ORDERS:
+            yield from self._raw_input(message.batch_id)
             self._obey(message.flags, message.batch_id)
 
     # ------------------------------------------------------------------ orders
 
     def _evaluate(self, message: Message) -> Program:
+        self.times.at(message.batch_id)
         with self.times.within("evaluate"):
             tensors, evaluation = self.block.evaluate(message)
         if evaluation is not None:
@@ -275,9 +284,8 @@ class BlockProgram:
             )  # fmt: skip
 
     def _obey(self, orders: Flags, position: int) -> None:
-        if orders & Flags.EVALUATE and self.edges.late_activation is not None:
-            self.block.evaluator.hold(position)
         if orders & Flags.SNAPSHOT:
+            self.times.at(position)
             with self.times.within("snapshot"):
                 self.snapshot(position)
 

@@ -38,7 +38,7 @@ class ReachRule(LearningRule):
     def needs(cls, config: RuleConfig, place: Place) -> Needs:
         """Losses within reach above this block send their gradient by way of the next block."""
         assert isinstance(config, ReachConfig)
-        origins = tuple(o for o in range(place.index + 1, place.num_blocks) if _trains(config, o, place.index, place))
+        origins = tuple(o for o in range(place.index + 1, place.num_blocks) if _reaches(config, o, place.index, place))
         return Needs(
             feedback=Feedback.NEXT_BLOCK if origins else Feedback.NONE,
             origins=origins,
@@ -92,12 +92,17 @@ class ReachRule(LearningRule):
         self, p: Pass, origin: int, credit: Tensor, *, weights: bool, keep: bool = False
     ) -> dict[int, dict[str, Tensor]]:
         """Pull a loss's credit back; return the message for the block below if the loss reaches that far."""
-        goes_on = not self.place.is_first and _trains(self._settings, origin, self.place.index - 1, self.place)
+        goes_on = not self.place.is_first and _reaches(self._settings, origin, self.place.index - 1, self.place)
         gradient = p.vjp(credit, weights=weights, input=goes_on, keep=keep) if weights or goes_on else None
         return {} if gradient is None else {origin: {"gradient": gradient}}
 
 
-def _trains(config: ReachConfig, origin: int, index: int, place: Place) -> bool:
-    """Whether the loss of block `origin` trains block `index`."""
-    has_loss = config.losses == "every" or origin == place.num_blocks - 1
-    return has_loss and (config.reach is None or origin - index < config.reach)
+def _reaches(config: ReachConfig, origin: int, index: int, place: Place) -> bool:
+    """Whether the loss of block `origin` comes down to block `index`."""
+    is_last = origin == place.num_blocks - 1
+    has_loss = config.losses == "every" or is_last
+    within = config.reach is None or origin - index < config.reach
+    if config.combine == "sum" or is_last:
+        return has_loss and within
+    # All but the last loss are the farthest one of a single block, the lowest in reach: without it, nobody follows.
+    return has_loss and within and config.reach is not None and origin - config.reach + 1 >= 0

@@ -26,6 +26,8 @@ class SourceProgram:
         evaluate_every: training batches between two evaluations; None: only at the end.
         stop_asked: asked before every batch; True makes that batch the last one.
         times: told what the thread is busy with.
+        first_batch: where to begin.
+        num_batches: batches of the run; default: all that `batches` has.
     """
 
     def __init__(
@@ -38,16 +40,19 @@ class SourceProgram:
         evaluate_every: int | None,
         stop_asked: Callable[[], bool],
         first_batch: int = 0,
+        num_batches: int | None = None,
     ) -> None:
         self.batches, self.splits, self.edges, self.times = batches, splits, edges, times
         self.evaluate_every, self.stop_asked, self.first_batch = evaluate_every, stop_asked, first_batch
         self.version = first_batch
+        self.num_batches = batches.num_batches if num_batches is None else num_batches
 
     def run(self) -> Program:
         """Yield the source's operations."""
         last = self.batches.num_batches - 1
         stream = self.batches.stream(self.first_batch)
         for batch_id in range(self.first_batch, self.batches.num_batches):
+            self.times.at(batch_id)
             with self.times.within("compute"):
                 batch = next(stream)
             is_last = batch_id == last or self.stop_asked()
@@ -66,10 +71,11 @@ class SourceProgram:
             yield Close(edge)
 
     def _orders(self, batch_id: int, is_last: bool) -> Flags:
+        evaluate = Flags.EVALUATE if self.splits else Flags.NONE
         if is_last:
-            return Flags.LAST | Flags.SNAPSHOT | Flags.EVALUATE
+            return Flags.LAST | Flags.SNAPSHOT | evaluate
         if self.evaluate_every is not None and (batch_id + 1) % self.evaluate_every == 0:
-            return Flags.EVALUATE
+            return evaluate
         return Flags.NONE
 
     def _send(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Program:
@@ -86,6 +92,8 @@ class SourceProgram:
                 with self.times.within("evaluate"):
                     batch = batches.batch(index)
                 flags = Flags.SPLIT_END if index == batches.num_batches - 1 else Flags.NONE
+                if flags and name == next(reversed(self.splits)):
+                    flags |= Flags.EVALUATION_END
                 yield from self._send(Kind.EVALUATION, batch, batch_id, flags, name)
 
     def _wait_until_done(self, batch_id: int) -> Program:

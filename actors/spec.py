@@ -10,6 +10,8 @@ from actors.datasets.dataset import DataSpec
 from actors.edges import BlockEdges, EdgeSettings, SourceEdges
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec
+from actors.replay_buffer import ReplaySettings
+from actors.stretch import Slowness
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,31 @@ class RawInput:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """A block that trains on whatever is there.
+
+    Args:
+        settings: of its replay buffer.
+        num_batches: batches that must have had their last credit before the block has trained enough.
+        max_open: passes that may wait for feedback at a time.
+    """
+
+    settings: ReplaySettings
+    num_batches: int
+    max_open: int
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """Everything a block actor needs to build its block.
 
     `fields`: what rule and objective need of a batch besides the block's input.
     `late`: `stash` or `recompute`, what late credit is pulled back through.
     `phase_batches`: under `sequential`, how many batches each block trains on, one block after another.
+    `replay`: how it chooses what to train on, None if it follows the order of its input.
+    `bound`: S, the staleness bound of the edges between blocks; None: no bound.
+    `slowness`: simulated.
+    `traced`: the batches whose spans are kept for the timeline, the same in every actor.
     """
 
     run: str
@@ -70,9 +91,13 @@ class BlockSpec:
     fields: frozenset[str] = frozenset()
     late: str = "stash"
     phase_batches: int | None = None
+    replay: Replay | None = None
+    bound: int | None = None
+    slowness: Slowness = field(default_factory=Slowness)
     accumulate: int = 1
     checkpoints: str | None = None
     incarnation: int = 0
+    traced: tuple[range, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,9 @@ class SourceSpec:
     """Everything a data actor needs to feed the chain.
 
     `evaluate_every`: training batches between evaluations; None: only at the end.
+    `until_stopped`: the blocks say when they have enough (`replay`), or have trained (feedback as it arrives).
+    `repeats`: with that, whether further epochs follow until then.
+    `traced`: the batches whose spans are kept for the timeline, the same in every actor.
     """
 
     run: str
@@ -87,8 +115,12 @@ class SourceSpec:
     epochs: int
     edges: SourceEdges
     evaluate_every: int | None = None
+    until_stopped: bool = False
+    repeats: bool = False
     evaluation_batch_size: int = 256
+    evaluated_splits: tuple[str, ...] = ("test", "validation")
     settings: EdgeSettings = field(default_factory=EdgeSettings)
     machine: Machine = field(default_factory=Machine)
     name: str = "source"
     incarnation: int = 0
+    traced: tuple[range, ...] = ()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 from actors.errors import RunError
 from actors.messages import Message
-from actors.program import Close, Program, Receive, Send
+from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
 from actors.times import Times
-from actors.transport.inbox import Inbox
-from actors.transport.outbox import Outbox
+from actors.transport.inbox import Inbox, first_message
+from actors.transport.outbox import STOPPED, Outbox
 
 SLICE_S = 1.0
+_NOT_YET = object()
 
 
 class Task:
@@ -21,18 +23,22 @@ class Task:
 
     def __init__(
         self,
-        program: Program,
+        program: Generator[Operation, Any, None],
         inboxes: Mapping[str, Inbox],
         outboxes: Mapping[str, Outbox],
         times: Times,
         *,
+        bound_of: Callable[[str], int | None] = lambda edge: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inboxes, self.outboxes, self.times = inboxes, outboxes, times
+        self.bound_of = bound_of
         self.is_done = False
         self._program = program
         self._clock = clock
-        self._pending: Receive | Send | Close | None = None
+        self.found_nothing = False
+        """Whether the last operation was a look that found nothing; who runs many tasks gives others a turn."""
+        self._pending: Operation | None = None
         self._since = clock()
 
     @property
@@ -54,35 +60,61 @@ class Task:
         """
         if self.is_done:
             return False
-        if self._pending is None:
-            self._resume(None)
-            return True
-        pending = self._pending
-        if isinstance(pending, Receive):
-            message = self._received(pending, wait_s)
-            if message is None:
-                return False
-            self._resume(message)
-            return True
-        outbox = self.outboxes[pending.edge]
-        if isinstance(pending, Close):
-            outbox.close()
-        else:
-            with self.times.within("transfer" if outbox.num_waiting < outbox.capacity else "wait_output"):
-                if not outbox.put(pending.message, wait_s):
-                    return False
-        self._resume(None)
+        answer = None if self._pending is None else self._perform(self._pending, wait_s)
+        if answer is _NOT_YET:
+            return False
+        self._resume(answer)
         return True
 
-    def _received(self, pending: Receive, wait_s: float) -> Message | None:
+    def _perform(self, operation: Operation, wait_s: float) -> object:
+        """Return the operation's answer, or _NOT_YET."""
+        self.found_nothing = False
+        match operation:
+            case Receive(edge, share):
+                message = self._received((edge,), share, wait_s)
+                return _NOT_YET if message is None else message[1]
+            case ReceiveAny(edges, share):
+                return self._received(edges, share, wait_s) or _NOT_YET
+            case Poll(edge, longest_s, share):
+                message = self._received((edge,), share, min(wait_s, longest_s))
+                self.found_nothing = message is None
+                return None if message is None else message[1]
+            case Send(edge, message, longest_s):
+                outbox = self.outboxes[edge]
+                share = "transfer" if outbox.num_waiting < outbox.capacity else "wait_output"
+                return self._tried(share, longest_s, wait_s, lambda s: outbox.put(message, s))
+            case Pace(edge, version, longest_s):
+                oldest = version - (self.bound_of(edge) if self.bound_of(edge) is not None else version)
+                outbox = self.outboxes[edge]
+                return self._tried("wait_output", longest_s, wait_s, lambda s: outbox.wait_trainable(oldest, s))
+            case AwaitStop(edge):
+                outbox = self.outboxes[edge]
+                return self._tried("wait_output", None, wait_s, lambda s: outbox.wait_trainable(STOPPED, s))
+            case HasStopped(edge):
+                return self.outboxes[edge].has_stopped
+            case Stop(edge):
+                self.inboxes[edge].tell(STOPPED)
+            case Close(edge):
+                self.outboxes[edge].close()
+        return None
+
+    def _tried(self, share: str, longest_s: float | None, wait_s: float, attempt: Callable[[float], bool]) -> object:
+        with self.times.within(share):
+            done = attempt(wait_s if longest_s is None else min(wait_s, longest_s))
+        if longest_s is None:
+            return None if done else _NOT_YET
+        self.found_nothing = not done
+        return done
+
+    def _received(self, edges: tuple[str, ...], share: str, wait_s: float) -> tuple[str, Message] | None:
         """Taking what is there is `transfer`; only the time in which nothing is there is waiting."""
-        inbox = self.inboxes[pending.edge]
+        inboxes = [self.inboxes[edge] for edge in edges]
         with self.times.within("transfer"):
-            message = inbox.get(0.0)
-        if message is not None or wait_s == 0.0:
-            return message
-        with self.times.within(pending.share):
-            return inbox.get(wait_s)
+            found = first_message(inboxes, 0.0)
+        if found is not None or wait_s == 0.0:
+            return found
+        with self.times.within(share):
+            return first_message(inboxes, wait_s)
 
     def run(self, deadline_s: float, stopped: Callable[[], bool]) -> None:
         """Run the program to its end.
@@ -91,7 +123,7 @@ class Task:
             RunError: one operation waited longer than `deadline_s`, or `stopped` said so.
         """
         while not self.is_done:
-            if not self.advance(SLICE_S):
+            if not self.advance(SLICE_S) or self.found_nothing:
                 if stopped():
                     raise RunError(f"stopped while waiting on edge {self.waiting_on}")
                 if self.waiting_s > deadline_s:
@@ -100,10 +132,11 @@ class Task:
                         f"placement.deadline_s = {deadline_s:.0f}; look at the actor at its other end"
                     )
 
-    def _resume(self, value: Message | None) -> None:
+    def _resume(self, value: object) -> None:
         try:
-            self._pending = self._program.send(value)  # type: ignore[arg-type]
-            self._since = self._clock()
+            self._pending = self._program.send(value)
+            if not self.found_nothing:
+                self._since = self._clock()
         except StopIteration:
             self._pending = None
             self.is_done = True

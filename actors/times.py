@@ -6,18 +6,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from actors.stretch import Stretch
+from actors.trace import Trace
+
 SHARES: tuple[str, ...] = (
     "compute", "evaluate", "wait_input", "wait_feedback", "wait_output", "transfer", "snapshot", "other",
 )  # fmt: skip
 
 
 class Times:
-    """A stopwatch that is always in exactly one share; seconds."""
+    """A stopwatch that is always in exactly one share; seconds.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    Args:
+        clock: what it reads.
+        trace: keeps the spans of some batches; None: of none.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, trace: Trace | None = None) -> None:
         self._clock = clock
+        self.trace = trace
+        self.stretch: Stretch | None = None
+        """Makes computing last longer than it does; for simulated devices."""
         self._spent = dict.fromkeys(SHARES, 0.0)
         self._share: str | None = None
+        self._work = ""
         self._since = 0.0
 
     def start(self) -> None:
@@ -30,24 +42,39 @@ class Times:
         self.enter("other")
         self._share = None
 
-    def enter(self, share: str) -> str:
+    def now(self) -> float:
+        """Return the clock's reading."""
+        return self._clock()
+
+    def at(self, step: int, batch_id: int | None = None) -> None:
+        """Say which batch the thread works on (default: `step`) in the course of which batch, for the trace."""
+        if self.trace is not None:
+            self.trace.at(step, step if batch_id is None else batch_id)
+
+    def enter(self, share: str, work: str = "") -> str:
         """Switch to a share and return the one before; a stopped watch stays stopped."""
         before = self._share
         if before is None:
             return "other"
         now = self._clock()
         self._spent[before] += now - self._since
-        self._share, self._since = share, now
+        if self.trace is not None and before != "other":
+            self.trace.add(before, self._work, self._since, now)
+        self._share, self._work, self._since = share, work, now
         return before
 
     @contextmanager
-    def within(self, share: str) -> Iterator[None]:
-        """Count the body of a `with` under a share."""
-        before = self.enter(share)
+    def within(self, share: str, work: str = "") -> Iterator[None]:
+        """Count the body of a `with` under a share; `work` is what the trace calls it."""
+        work_before = self._work
+        before = self.enter(share, work)
+        begun = self._clock()
         try:
             yield
+            if self.stretch is not None and share == "compute":
+                self.stretch.after(self._clock() - begun)
         finally:
-            self.enter(before)
+            self.enter(before, work_before)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent in every share so far."""

@@ -44,12 +44,13 @@ def _describe(name: str, found: type) -> Plugin:
 
 
 def _declared(rule: type[LearningRule], settings: Mapping[str, Any]) -> Declared:
-    """What a rule declares with these settings, seen in the middle of a chain."""
+    """What a rule declares with these settings for some block of a chain; credit may reach some blocks only."""
     config = rule.Config(**settings)
-    needs = rule.needs(config, Place(1, 4))
+    needs = [rule.needs(config, Place(index, 4)) for index in range(4)]
+    fed = [need for need in needs if need.feedback is not Feedback.NONE]
     return Declared(
-        feedback=needs.feedback.value,
-        late_credit=needs.feedback is not Feedback.NONE and needs.late_credit,
-        is_driven_by_raw_input=needs.driver is Driver.RAW_INPUT,
+        feedback=fed[0].feedback.value if fed else Feedback.NONE.value,
+        late_credit=any(need.late_credit for need in fed),
+        is_driven_by_raw_input=any(need.driver is Driver.RAW_INPUT for need in needs),
         removes_locks=tuple(rule.locks_removed(config)),
     )

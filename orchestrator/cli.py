@@ -151,7 +151,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _print_result(summary: Summary) -> None:
-    tested = "no test data" if summary.test_accuracy is None else f"test accuracy {summary.test_accuracy:.2%}"
+    tested = "no test accuracy" if summary.test_accuracy is None else f"test accuracy {summary.test_accuracy:.2%}"
     console.print(
         f"{summary.status}: {tested}, {summary.samples_per_s:,.0f} samples/s, results in {summary.run_dir}",
         soft_wrap=True,

@@ -34,10 +34,12 @@ from orchestrator.summary import (
     block_entry,
     bottleneck,
     edge_entry,
+    ensemble_accuracy,
     last_evaluation,
     mean_loss,
     weights_sha256,
 )  # fmt: skip
+from orchestrator.timeline import Clocks, timeline
 from orchestrator.wiring import SOURCE, block_name
 
 REPORT_EVERY_S = 1.0
@@ -61,9 +63,10 @@ class Orchestrator:
         self.config, self.plan, self.directory, self.cluster = config, plan, directory, cluster
         self.names = [block_name(index) for index in range(len(plan.blocks))]
         self.num_batches = plan.num_batches
-        self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, progress)
+        self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         self.facts: dict[str, Mapping[str, Any]] = {}
+        self.clocks = Clocks()
         self.stop_asked = False
         self.has_launched = False
 
@@ -102,7 +105,14 @@ class Orchestrator:
             assignments[name] = Assignment(spec, self.plan.shapes[index])
         self.cluster.assign(assignments)
         self.cluster.connect(self.plan.wiring.edges)
-        self.progress.say(f"training {len(self.names)} blocks, {self.num_batches} batches")
+        self.progress.say(self._what())
+
+    def _what(self) -> str:
+        blocks, batches = f"training {len(self.names)} blocks", f"{self.num_batches} batches"
+        if self.plan.phase_batches is None:
+            return f"{blocks}, {batches}"
+        epochs = f"{self.config.training.epochs} epochs each, {self.plan.num_epochs} in all"
+        return f"{blocks} one after another, {epochs}, {batches}"
 
     def _num_takes(self, name: str) -> int:
         outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
@@ -121,10 +131,16 @@ class Orchestrator:
             for ended in self.cluster.poll(REPORT_EVERY_S):
                 self._accept(ended)
             if time.monotonic() - reported >= REPORT_EVERY_S:
-                self._observe(self.cluster.reports())
+                self._observe(self._reports())
                 reported = time.monotonic()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
+
+    def _reports(self) -> Mapping[str, Mapping[str, Any]]:
+        asked = self.clocks.now()
+        reports = self.cluster.reports()
+        self.clocks.note(asked, self.clocks.now(), reports)
+        return reports
 
     def _accept(self, ended: Ended) -> None:
         if ended.facts is None:
@@ -138,16 +154,25 @@ class Orchestrator:
         blocks = {name: reports[name] for name in self.names if name in reports}
         if len(blocks) < len(self.names):
             return
-        last = blocks[self.names[-1]]
-        tested = accuracy(last_evaluation(last, "test"))
-        self.metrics.observe(last["version"], blocks)
+        position, tested = self._position(blocks)
+        self.metrics.observe(position, blocks)
         self._write_status("running", reports)
-        self.progress.show(last["version"], tested, blocks)
+        self.progress.show(position, tested, blocks)
+
+    def _position(self, reports: Mapping[str, Mapping[str, Any]]) -> tuple[int, float | None]:
+        """Batches that the chain is through, and its newest test accuracy; in phases, of the last block that has one"""
+        blocks = [reports[name] for name in self.names if name in reports]
+        if not blocks:
+            return 0, None
+        found = [accuracy(last_evaluation(block, "test")) for block in blocks]
+        known = found if self.plan.phase_batches is None else [None, *(value for value in found if value is not None)]
+        return self.plan.position([block["version"] for block in blocks]), known[-1]
 
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
         self._commit(blocks)
         summary = self._summarise(blocks)
+        self.directory.write_timeline(timeline(self.facts, self.clocks))
         self.directory.write_summary(summary.as_dict())
         self._write_status(summary.status, self.facts)
         return summary
@@ -171,6 +196,7 @@ class Orchestrator:
             test_accuracy=accuracy(tested),
             test_loss=mean_loss(tested),
             validation_accuracy=accuracy(last_evaluation(last, "validation")),
+            ensemble_accuracy=ensemble_accuracy(tested),
             samples_per_s=samples / self.wall_s,
             wall_s=self.wall_s,
             epochs=epochs,
@@ -186,9 +212,14 @@ class Orchestrator:
         )
 
     def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
+        batch, tested = self._position(reports)
+        epoch = batch // self.plan.batches_per_epoch
         self.directory.write_status(
-            status_of(state, reports, self.names, self.num_batches, self.plan.batches_per_epoch, reason)
-        )
+            status_of(
+                state, reports, self.names,
+                epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
+            )
+        )  # fmt: skip
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

@@ -49,6 +49,10 @@ class Plan:
         """Batches that the source sends in all."""
         return self.num_epochs * self.batches_per_epoch
 
+    def position(self, versions: Sequence[int]) -> int:
+        """Return how many batches the whole chain is through; `versions` are its blocks', first to last."""
+        return versions[-1] if self.phase_batches is None else sum(versions)
+
 
 def make_plan(config: RunConfig) -> Plan:
     """Load the data's facts, cut the network and wire the blocks.
@@ -94,6 +98,11 @@ def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
     objective = cast(
         type[Objective], plugin_class("objective", name=config.objective.name, factory=config.objective.factory)
     )
+    if num_blocks < rule.fewest_blocks:
+        raise UserError(
+            f"network.blocks: got {num_blocks} with rule {config.rule.name or config.rule.factory!r}, expected at "
+            f"least {rule.fewest_blocks}; cut the network into more blocks"
+        )
     settings = rule.Config(**config.rule.options)
     found = [rule.needs(settings, Place(index, num_blocks)) for index in range(num_blocks)]
     return [replace(need, fields=need.fields | (objective.fields if need.objective else frozenset())) for need in found]

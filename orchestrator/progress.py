@@ -15,8 +15,8 @@ LINE_EVERY_S = 10.0
 class TrainingProgress:
     """Shows where a run is. `enabled=False` shows nothing."""
 
-    def __init__(self, num_batches: int, batches_per_epoch: int, enabled: bool) -> None:
-        self.num_batches, self.batches_per_epoch = num_batches, batches_per_epoch
+    def __init__(self, num_batches: int, batches_per_epoch: int, phase_batches: int | None, enabled: bool) -> None:
+        self.num_batches, self.batches_per_epoch, self.phase_batches = num_batches, batches_per_epoch, phase_batches
         self._console = Console(stderr=True)
         self._live = enabled and self._console.is_terminal
         self._lines = enabled and not self._live
@@ -36,17 +36,23 @@ class TrainingProgress:
             self._console.print(text, highlight=False)
 
     def show(self, batch: int, accuracy: float | None, blocks: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show the last block's position, its newest test accuracy and every block's loss."""
-        epoch = min(batch // max(1, self.batches_per_epoch) + 1, -(-self.num_batches // self.batches_per_epoch))
+        """Show where the chain is, its newest test accuracy and every block's loss."""
+        where = self._where(batch)
         losses = " ".join(f"{b['loss']:.3f}" for b in blocks.values() if b["loss"] is not None)
         tested = "" if accuracy is None else f"test accuracy {accuracy:.2%}  "
-        self._bar.update(self._task, completed=batch, description=f"epoch {epoch}", facts=f"{tested}losses {losses}")
+        self._bar.update(self._task, completed=batch, description=where, facts=f"{tested}losses {losses}")
         is_news = accuracy != self._last_accuracy
         if self._lines and (is_news or time.monotonic() - self._last_line > LINE_EVERY_S):
             self._last_line, self._last_accuracy = time.monotonic(), accuracy
-            self._console.print(
-                f"epoch {epoch}  batch {batch}/{self.num_batches}  {tested}losses {losses}", highlight=False
-            )
+            self._console.print(f"{where}  batch {batch}/{self.num_batches}  {tested}losses {losses}", highlight=False)
+
+    def _where(self, batch: int) -> str:
+        """The epoch of all epochs, and under `sequential` which block trains."""
+        total = -(-self.num_batches // self.batches_per_epoch)
+        epoch = f"epoch {min(batch // self.batches_per_epoch + 1, total)}/{total}"
+        if self.phase_batches is None:
+            return epoch
+        return f"{epoch}  block{min(batch, self.num_batches - 1) // self.phase_batches}"
 
     def close(self) -> None:
         """Take the bar away."""

@@ -17,7 +17,10 @@ from yaml import YAMLError
 from actors.errors import UserError
 from orchestrator.config import RunConfig, resolved, same_run
 
-_OWN = ("status.json", "metrics.jsonl", "summary.json", "run_id", "tensorboard", "checkpoints", "config.yaml")
+_OWN = (
+    "status.json", "metrics.jsonl", "summary.json", "timeline.json",
+    "run_id", "tensorboard", "checkpoints", "config.yaml",
+)  # fmt: skip
 
 
 class RunDirectory:
@@ -29,6 +32,7 @@ class RunDirectory:
         self.status_json = path / "status.json"
         self.metrics_jsonl = path / "metrics.jsonl"
         self.summary_json = path / "summary.json"
+        self.timeline_json = path / "timeline.json"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
 
@@ -106,6 +110,10 @@ class RunDirectory:
         """Write status.json by rename."""
         write_json(self.status_json, status)
 
+    def write_timeline(self, timeline: Mapping[str, Any]) -> None:
+        """Write timeline.json by rename, compactly."""
+        write_json(self.timeline_json, timeline, indent=None)
+
     def _check_same(self, config: RunConfig) -> None:
         differing = same_run(self._read_config(), resolved(config))
         if differing:
@@ -152,11 +160,11 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with open(partial, "w") as file:
-        json.dump(value, file, indent=1)
+        json.dump(value, file, indent=indent)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,12 @@ from actors.datasets.dataset import DataSpec
 from actors.edges import EdgeSettings
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec, RateSchedule
-from actors.spec import BlockSpec, Machine, PluginSpec, SourceSpec
+from actors.seeds import seed_of
+from actors.spec import BlockSpec, Machine, PluginSpec, Replay, SourceSpec
+from actors.stretch import Slowness
+from actors.trace import sampled_batches
 from orchestrator.config import RunConfig
+from orchestrator.config.legality import FIFO, replay_settings
 from orchestrator.wiring import block_name
 
 if TYPE_CHECKING:
@@ -47,8 +52,12 @@ def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
         edges=plan.wiring.source,
         evaluate_every=every,
         evaluation_batch_size=evaluation.batch_size or config.data.batch_size,
+        until_stopped=is_unordered(config),
+        repeats=config.schedule.name == "replay",
+        evaluated_splits=tuple(evaluation.splits),
         settings=edge_settings(config),
         machine=_machine(config, device="cpu", threads=1),
+        traced=sampled_batches(plan.num_batches, plan.phase_batches),
     )
 
 
@@ -74,9 +83,34 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         fields=plan.needs[index].fields,
         late=config.schedule.late or "stash",
         phase_batches=plan.phase_batches,
+        replay=_replay(config, plan),
+        bound=config.staleness.max,
+        slowness=_slowness(config, index),
         accumulate=config.training.accumulate,
         checkpoints=str(checkpoints),
+        traced=sampled_batches(plan.num_batches, plan.phase_batches),
     )
+
+
+def is_unordered(config: RunConfig) -> bool:
+    """Return whether blocks take what comes, instead of everything in its fixed place."""
+    return config.schedule.name == "replay" or config.schedule.feedback == "as_it_arrives"
+
+
+def _replay(config: RunConfig, plan: Plan) -> Replay | None:
+    """Under `replay` passes that feedback never answers are given up; under `pipeline` every one is answered."""
+    if not is_unordered(config):
+        return None
+    is_replay = config.schedule.name == "replay"
+    settings = replay_settings(config.buffers) if is_replay else FIFO
+    max_open = len(plan.blocks) * (config.buffers.capacity + 4) if is_replay else plan.num_batches
+    return Replay(settings, plan.num_batches, max_open)
+
+
+def _slowness(config: RunConfig, index: int) -> Slowness:
+    faults = config.faults
+    factor = math.prod(slow.factor for slow in faults.slow if slow.block == index)
+    return Slowness(factor, faults.pad, faults.jitter, seed_of(config.seed, "jitter", index))
 
 
 def optimizer_specs(config: RunConfig, plan: Plan, index: int) -> dict[str, OptimizerSpec]:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.summary import accuracy, last_evaluation
-
 _BLOCK = (
     "name",
     "version",
@@ -26,13 +24,15 @@ def status_of(
     state: str,
     reports: Mapping[str, Mapping[str, Any]],
     names: Sequence[str],
+    *,
+    epoch: int,
+    batch: int,
     num_batches: int,
-    batches_per_epoch: int,
+    test_accuracy: float | None,
     reason: str | None,
 ) -> dict[str, Any]:
-    """Return the status of a run from its actors' newest reports."""
+    """Return the status of a run from its actors' newest reports and where it is."""
     blocks = [reports[name] for name in names if name in reports]
-    batch = blocks[-1]["version"] if blocks else 0
     edges = {
         edge: facts | {"version": report["version"]}
         for report in reports.values()
@@ -41,10 +41,10 @@ def status_of(
     return {
         "state": state,
         "updated_at": time.time(),
-        "epoch": batch // batches_per_epoch,
+        "epoch": epoch,
         "batch": batch,
         "num_batches": num_batches,
-        "test_accuracy": accuracy(last_evaluation(blocks[-1], "test")) if blocks else None,
+        "test_accuracy": test_accuracy,
         "blocks": [{key: block[key] for key in _BLOCK} for block in blocks],
         "edges": [{"name": edge, **facts} for edge, facts in edges.items()],
         "reason": reason,

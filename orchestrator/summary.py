@@ -27,6 +27,8 @@ class Summary:
     weights_sha256: str
     bottleneck: str
     run_dir: str
+    ensemble_accuracy: float | None = None
+    """Of all blocks' heads together (or of whatever else the rule lets them vote with)."""
     schema: int = SCHEMA
     blocks: Sequence[Mapping[str, Any]] = ()
     edges: Sequence[Mapping[str, Any]] = ()
@@ -55,6 +57,7 @@ def block_entry(facts: Mapping[str, Any]) -> dict[str, Any]:
         "updates": facts["updates"],
         "loss": facts["loss"],
         "test_accuracy": accuracy(last_evaluation(facts, "test")),
+        "ensemble_accuracy": ensemble_accuracy(last_evaluation(facts, "test")),
         "weights_sha256": weights_sha256(facts["digests"]),
         "auxiliary_sha256": weights_sha256(facts["auxiliary_digests"]),
         "restarts": 0,
@@ -102,16 +105,23 @@ def last_evaluation(facts: Mapping[str, Any], split: str) -> Mapping[str, Any] |
 
 def accuracy(evaluation: Mapping[str, Any] | None) -> float | None:
     """Return the fraction of correct predictions of an evaluation, None if it does not count them."""
-    if evaluation is None or "correct" not in evaluation["sums"]:
-        return None
-    return evaluation["sums"]["correct"] / evaluation["sums"]["num_samples"]
+    return _per_sample(evaluation, "correct")
+
+
+def ensemble_accuracy(evaluation: Mapping[str, Any] | None) -> float | None:
+    """Return the fraction that this block and those below get right by voting, None if they don't vote."""
+    return _per_sample(evaluation, "ensemble_correct")
 
 
 def mean_loss(evaluation: Mapping[str, Any] | None) -> float | None:
     """Return the mean loss per sample of an evaluation."""
-    if evaluation is None or "loss" not in evaluation["sums"]:
+    return _per_sample(evaluation, "loss")
+
+
+def _per_sample(evaluation: Mapping[str, Any] | None, name: str) -> float | None:
+    if evaluation is None or name not in evaluation["sums"]:
         return None
-    return evaluation["sums"]["loss"] / evaluation["sums"]["num_samples"]
+    return evaluation["sums"][name] / evaluation["sums"]["num_samples"]
 
 
 def bottleneck(blocks: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.edges import BlockEdges, LateInput, SourceEdges
 from actors.needs import Driver, Feedback, Needs, feedback_delay
@@ -90,8 +90,14 @@ def wire(needs: Sequence[Needs], *, schedule: str, delay_per_hop: float = 0.0, i
             up=(forward[0].name,),
             raw=tuple(edge.name for edge in raw.values()),
             done=tuple(edge.name for edge in done),
+            room={
+                # Block j is j steps and j messages behind block 0, which must not wait for it.
+                edge.name: 2 * index
+                for index, edge in raw.items()
+                if needs[index].driver is Driver.PREDECESSOR
+            },
         ),
-        blocks=tuple(blocks),
+        blocks=_with_room(blocks, names, tuple(feedback.values()), forward),
     )
 
 
@@ -100,6 +106,25 @@ def _feedback_edge(kind: Feedback, index: int, origin: int) -> Edge:
     sender = index + 1 if kind is Feedback.NEXT_BLOCK else origin
     producer, consumer = block_name(sender), block_name(index)
     return Edge(f"{producer}->{consumer}:feedback{origin}", producer, consumer)
+
+
+def _with_room(
+    blocks: Sequence[BlockEdges], names: Sequence[str], feedback: Sequence[Edge], forward: Sequence[Edge]
+) -> tuple[BlockEdges, ...]:
+    """An edge whose messages are handled D batches late holds D, or both ends would wait for each other for ever."""
+    late = [late for block in blocks for late in (*block.late, block.late_activation) if late is not None]
+    delays = {each.edge: each.delay for each in late}
+    return tuple(
+        replace(
+            block,
+            room={
+                edge.name: delays[edge.name]
+                for edge in (*feedback, *forward)
+                if edge.producer == name and edge.name in delays
+            },
+        )
+        for name, block in zip(names, blocks, strict=True)
+    )
 
 
 def _down(feedback: dict[tuple[int, int], Edge], producer: str) -> dict[int, tuple[str, ...]]:

@@ -19,6 +19,8 @@ _DRAWLESS = (
     nn.PixelUnshuffle,
 )  # fmt: skip
 _MASK = (1 << 63) - 1
+_VARIANTS = 16
+"""Compiled variants that a layer may need."""
 
 
 class Body(nn.Module):
@@ -40,19 +42,32 @@ class Body(nn.Module):
         self.layers = nn.ModuleList([layer.build() for layer in layers])
         self.clones_input = False
         """Set where a layer of the user's writes to its input in a way that can't be switched off."""
+        self.severed: tuple[str, ...] = ()
+        """Layers behind which a training pass is cut in two: each part gets a credit of its own."""
+        self._draw_seeds: list[int | None] = []
+        self.find_draws()
+
+    def find_draws(self) -> None:
+        """Note which layers may draw random numbers; to be called again when layers have been swapped."""
         self._draw_seeds = [
-            seed_of(seed, "draw", name) if _may_draw(layer) else None
+            seed_of(self.seed, "draw", name) if _may_draw(layer) else None
             for name, layer in zip(self.names, self.layers, strict=True)
         ]
 
-    def forward(self, x: Tensor, draw: int | None = None) -> Tensor:
-        """Run the layers on x [B, ...]; `draw` names the random draws of this pass."""
+    def forward(self, x: Tensor, draw: int | None = None, inner: dict[str, Tensor] | None = None) -> Tensor:
+        """Run the layers on x [B, ...]; `draw` names the random draws of this pass.
+
+        With `inner`, no gradient goes from a severed layer's successor to it, and its output is put there.
+        """
         if self.clones_input:
             x = x.clone()
-        for layer, draw_seed in zip(self.layers, self._draw_seeds, strict=True):
+        for name, layer, draw_seed in zip(self.names, self.layers, self._draw_seeds, strict=True):
             if draw is not None and draw_seed is not None:
                 _seed_draws(_mixed(draw_seed, draw), x.device)
             x = layer(x)
+            if inner is not None and name in self.severed:
+                inner[name] = x
+                x = x.detach()
         return x
 
     def named_state(self) -> dict[str, Tensor]:
@@ -92,7 +107,14 @@ class Body(nn.Module):
             return tuple(probe(torch.zeros(2, *shape, device=device)).shape[1:])
 
     def compile_layers(self) -> None:
-        """Compile each layer by itself, so that the draws between them stay as they are."""
+        """Compile each layer by itself, so that the draws between them stay as they are.
+
+        torch counts the variants of all layers together (training, evaluation, stashed weights) and from its
+        limit on would silently compile no more.
+        """
+        settings = torch._dynamo.config
+        settings.recompile_limit += _VARIANTS * len(self.layers)
+        settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, settings.recompile_limit)
         for layer in self.layers:
             layer.compile()
 

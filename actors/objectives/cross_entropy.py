@@ -28,11 +28,11 @@ class CrossEntropy(Objective):
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the batch; h [B, ...], labels [B]."""
-        return functional.cross_entropy(self.head(h), batch.labels)
+        return functional.cross_entropy(self.scores(h), batch.labels)
 
     def scores(self, h: Tensor) -> Tensor:
-        """Return the auxiliary head's class scores [B, num_classes]."""
-        return self.head(h)
+        """Return the auxiliary head's class scores [B, num_classes], in fp32 so that no loss is rounded."""
+        return self.head(h).float()
 
     def evaluate(self, h: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return the summed loss and the number of correct predictions."""

@@ -28,7 +28,7 @@ class InProcessPort:
             except Exception as error:
                 ended.append((take, error))
                 continue
-            if reply.packets or reply.end is not None:
+            if reply.packets or reply.end is not None or take.limit == 0:
                 ended.append((take, reply))
             else:
                 still.append(take)

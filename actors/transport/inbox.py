@@ -7,7 +7,7 @@ a new session, which makes the producer send again from the first message that w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from actors.errors import CorruptMessage, EdgeError
@@ -17,6 +17,10 @@ from actors.transport.packet import Packet, read_header, unpack
 
 MAX_CORRUPT = 8
 """Corrupt copies of one message before the edge gives up: a wire that never delivers it is broken."""
+
+
+LOOK_EVERY_S = 0.02
+"""How long a consumer of several edges waits on one of them before it looks at the others."""
 
 
 class Port(Protocol):
@@ -29,6 +33,24 @@ class Port(Protocol):
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Return the calls that ended, waiting up to `wait_s` for the first; empty if none did."""
         ...
+
+
+def first_message(inboxes: Sequence[Inbox], wait_s: float) -> tuple[str, Message] | None:
+    """Return the next message of the first inbox that has one, with its edge; None if none came within `wait_s`.
+
+    An inbox whose edge has ended is passed over if there are others.
+    """
+    several = [inbox for inbox in inboxes if len(inboxes) == 1 or not inbox.is_closed]
+    until = time.monotonic() + wait_s
+    while several:
+        for inbox in several:
+            left = max(0.0, until - time.monotonic()) if inbox is several[-1] else 0.0
+            message = inbox.get(min(left, LOOK_EVERY_S) if len(several) > 1 else left)
+            if message is not None:
+                return inbox.edge, message
+        if time.monotonic() >= until:
+            return None
+    return None
 
 
 class Inbox:
@@ -126,22 +148,28 @@ class Inbox:
         self.num_bytes += packet.num_bytes
         return message
 
+    def tell(self, oldest_trainable: int) -> None:
+        """Promise at once never to start training on messages of a lower version; a promise is never taken back."""
+        if oldest_trainable > self.oldest_trainable:
+            self.oldest_trainable = oldest_trainable
+            self.port.request(self._take(0))
+
     def _ask(self) -> None:
         while self._outstanding < self.window and not self._all_handed:
-            durable = self.durable if self.retains else self.received
-            self.port.request(
-                Take(
-                    self.edge, self._session, self.received, durable,
-                    self.oldest_trainable, self.limit, MAX_WAIT_S,
-                )
-            )  # fmt: skip
+            self.port.request(self._take(self.limit))
             self._outstanding += 1
+
+    def _take(self, limit: int) -> Take:
+        durable = self.durable if self.retains else self.received
+        return Take(
+            self.edge, self._session, self.received, durable, self.oldest_trainable, limit, MAX_WAIT_S if limit else 0.0
+        )
 
     def _collect(self, wait_s: float) -> None:
         for take, reply in self.port.collect(wait_s):
             if take.session != self._session:
                 continue  # an answer to a session that this inbox has left
-            self._outstanding -= 1
+            self._outstanding -= take.limit > 0
             if isinstance(reply, Exception):
                 raise reply
             self._accept(reply)

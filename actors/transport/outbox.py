@@ -21,10 +21,16 @@ Session = tuple[int, int]
 
 MAX_WAIT_S = 1.0
 
+STOPPED = 2**62
+"""As `oldest_trainable`: the consumer will start training on nothing any more."""
+
 
 @dataclass(frozen=True)
 class Take:
-    """A consumer's request. `received` and `durable` are the last sequence numbers covered (-1: none)."""
+    """A consumer's request. `received` and `durable` are the last sequence numbers covered (-1: none).
+
+    With `limit` 0 it only tells the producer so, and is answered at once.
+    """
 
     edge: str
     session: Session
@@ -106,6 +112,22 @@ class Outbox:
             self._changed.notify_all()
         return True
 
+    def wait_trainable(self, version: int, wait_s: float) -> bool:
+        """Wait until the consumer will not start training on messages below `version`; False if it still may."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.oldest_trainable >= version, wait_s)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the consumer needs no further training message."""
+        return self.oldest_trainable >= STOPPED
+
+    def resize(self, capacity: int) -> None:
+        """Let more or fewer messages wait from now on; none that waits already is lost."""
+        with self._changed:
+            self.capacity = capacity
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Promise that nothing follows; what is stored can still be taken."""
         with self._changed:
@@ -122,6 +144,8 @@ class Outbox:
         with self._changed:
             self._open(take)
             self._acknowledge(take)
+            if take.limit == 0:
+                return Reply(take.session, (), self._cursor, self.version(), self._end)
             self._changed.wait_for(
                 lambda: self._cursor < self._next_sequence or self._closed or take.session < self._session,
                 min(take.wait_s, MAX_WAIT_S),
@@ -133,8 +157,11 @@ class Outbox:
             stop = min(start + take.limit, len(self._kept))
             packets = tuple(self._kept[i][1] for i in range(start, stop))
             self._cursor += len(packets)
-            end = self._next_sequence if self._closed else None
-            return Reply(take.session, packets, self._cursor, self.version(), end)
+            return Reply(take.session, packets, self._cursor, self.version(), self._end)
+
+    @property
+    def _end(self) -> int | None:
+        return self._next_sequence if self._closed else None
 
     def _open(self, take: Take) -> None:
         if take.edge != self.edge:

@@ -79,6 +79,7 @@ def pack(message: Message, *, run: str, edge: str) -> Packet:
             "kind": int(message.kind),
             "batch": message.batch_id,
             "version": message.version,
+            "answers": message.answers,
             "flags": int(message.flags),
             "split": message.split,
             "tensors": table,
@@ -116,6 +117,7 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
         kind=Kind(header["kind"]),
         batch_id=header["batch"],
         version=header["version"],
+        answers=header["answers"],
         flags=Flags(header["flags"]),
         tensors=tensors,
         split=header["split"],
@@ -126,7 +128,7 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
 
 _FIELDS: Mapping[str, type] = {
     "run": str, "edge": str, "incarnation": int, "sequence": int, "kind": int, "batch": int,
-    "version": int, "flags": int, "split": str, "tensors": list,
+    "version": int, "answers": int, "flags": int, "split": str, "tensors": list,
 }  # fmt: skip
 
 

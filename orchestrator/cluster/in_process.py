@@ -72,6 +72,8 @@ class InProcessCluster:
                 try:
                     while task.advance(0.0):
                         moved = True
+                        if task.found_nothing:
+                            break  # it looks again and again: the others' turn
                 except UserError as error:
                     self._running.remove(name)
                     return [Ended(name, reason=str(error), is_mistake=True)]

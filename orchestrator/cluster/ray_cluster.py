@@ -254,11 +254,18 @@ def _init_ray(object_store_bytes: int | None) -> None:
         ) from None
 
 
+_KEEP_MEMORY: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+"""glibc keeps the memory of a step for the next one; giving it back costs a block 5 to 10 % of its time."""
+
+
 def _worker_environment() -> dict[str, str]:
     """Workers find the packages as this process does; bfloat16 on some CPUs needs its instruction set named."""
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
     environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
     return environment | (
         {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
     )

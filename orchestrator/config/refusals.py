@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from actors.errors import UserError
-from orchestrator.config.catalog import Catalog, Declared, Plugin
+from orchestrator.config.catalog import Catalog, Plugin
+from orchestrator.config.legality import check_schedule
 from orchestrator.config.sections import (
     DataSection,
     NetworkSection,
@@ -24,24 +25,11 @@ from orchestrator.config.sections import (
 )
 
 _NOT_YET: Mapping[str, object] = {
-    "staleness": None, "checkpoint": None, "recovery": None, "wire": None, "faults": None,
-    "schedule.feedback": "fixed",
-    "buffers.mode": "fixed", "buffers.capacity_bytes": None, "buffers.order": None, "buffers.max_reuse": None,
-    "buffers.on_full": None, "buffers.samples_per_insert": None, "buffers.tolerance": None,
+    "checkpoint": None, "recovery": None, "wire": None,
+    "buffers.mode": "fixed",
     "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""
-
-_SCHEDULES: Mapping[str, frozenset[str]] = {
-    "pipeline": frozenset({"none", "next_block", "last_block"}),
-    "lockstep": frozenset({"none", "next_block", "last_block"}),
-    "sequential": frozenset({"none"}),
-    "replay": frozenset({"none"}),
-}
-"""Schedule -> the kinds of feedback that a rule may need under it."""
-
-_AVAILABLE_SCHEDULES = ("pipeline", "lockstep", "sequential")
-
 
 _UNION_MEMBER = re.compile(r"bool|int|float|str|\[key\]|(literal|list|dict|function-\w+)\[.*\]|constrained-\w+")
 _WORDS: Mapping[str, str] = {
@@ -61,7 +49,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_available(config)
     rule = _check_plugin(config.rule, "rule", catalog)
     _check_plugin(config.objective, "objective", catalog)
-    _check_schedule(config, rule)
+    check_schedule(config, rule)
     _check_network(config, catalog)
     _check_data(config, catalog)
     _check_optimizer(config, catalog)
@@ -112,44 +100,6 @@ def _check_one_of_two(section: PluginSection | NetworkSection | DataSection, kin
         raise UserError(
             f"{kind}: got name {section.name!r} and factory {section.factory!r}, expected one of them; "
             f"set the other to null"
-        )
-
-
-def _check_schedule(config: RunConfig, rule: Plugin) -> None:
-    assert rule.declare is not None
-    declared, name = rule.declare(config.rule.options), config.schedule.name
-    legal = [schedule for schedule, kinds in _SCHEDULES.items() if declared.feedback in kinds]
-    if name not in legal:
-        raise UserError(
-            f"schedule.name: got {name!r} with rule {rule.name!r}, whose feedback comes from {declared.feedback}, "
-            f"expected one of {', '.join(s for s in legal if s in _AVAILABLE_SCHEDULES)}; change one of the two"
-        )
-    if name not in _AVAILABLE_SCHEDULES:
-        raise UserError(
-            f"schedule.name: got {name!r}, which is not available in this version; "
-            f"use {' or '.join(_AVAILABLE_SCHEDULES)}"
-        )
-    _check_delays(config, rule.name, declared)
-
-
-def _check_delays(config: RunConfig, rule: str, declared: Declared) -> None:
-    schedule = config.schedule
-    useless = {
-        "delay_per_hop": schedule.delay_per_hop > 0 and declared.feedback == "none" and "has no feedback to delay",
-        "late": schedule.late is not None and not declared.late_credit and "pulls no late credit through weights",
-        "input_delay": schedule.input_delay is not None
-        and not declared.is_driven_by_raw_input
-        and "is not driven by the raw input",
-    }
-    for key, why in useless.items():
-        if why:
-            raise UserError(
-                f"schedule.{key}: got {getattr(schedule, key)!r} with rule {rule!r}, which {why}; leave the key out"
-            )
-    if schedule.name == "lockstep" and schedule.delay_per_hop > 0 and declared.late_credit:
-        raise UserError(
-            f"schedule.delay_per_hop: got {schedule.delay_per_hop:g} with lockstep, which finishes every batch before "
-            f"the next, expected 0; set schedule.delay_per_hop=0 or schedule.name=pipeline"
         )
 
 

@@ -103,11 +103,14 @@ class ScheduleSection(Section):
     """When a block may work."""
 
     name: Literal["pipeline", "lockstep", "sequential", "replay"] = "pipeline"
-    """pipeline: first in, first out; lockstep: one batch in the whole chain at a time."""
-    delay_per_hop: float = Field(default=0.0, ge=0)
+    """pipeline: first in, first out; lockstep: one batch in the whole chain at a time; sequential: one block after
+    another, earlier ones frozen."""
+    delay_per_hop: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Feedback of h hops is handled 1 + floor(delay_per_hop * h) batches later."""
     input_delay: int | None = Field(default=None, ge=1)
     late: Literal["stash", "recompute"] | None = None
+    """What late gradients meet: the weights of their forward pass, or a second pass with those of the day; default
+    stash."""
     feedback: Literal["fixed", "as_it_arrives"] = "fixed"
 
 
@@ -119,12 +122,43 @@ class BuffersSection(Section):
     """Messages that may wait on an edge."""
     window: int | None = Field(default=None, ge=1)
     """Calls a consumer keeps outstanding; default the smaller of 2 and the capacity."""
-    capacity_bytes: int | None = None
-    order: str | None = None
-    max_reuse: int | None = None
-    on_full: str | None = None
-    samples_per_insert: float | None = None
-    tolerance: float | None = None
+    capacity_bytes: int | None = Field(default=None, ge=1)
+    """Bytes that a replay buffer may hold; one message may always be held."""
+    order: Literal["fifo", "lifo", "uniform", "least_used"] | None = None
+    """Which message of a replay buffer is trained on next; default least_used, the newest of those."""
+    max_reuse: int | None = Field(default=None, ge=1)
+    """Uses of a message; default 1 where a full buffer blocks, else as often as it is there."""
+    on_full: Literal["block", "drop_oldest", "drop_newest"] | None = None
+    """What a full replay buffer does; default block: its producer waits."""
+    samples_per_insert: float | None = Field(default=None, gt=0)
+    """Uses that go with one arrival on average."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """How far uses and arrivals may be apart from that, in uses."""
+
+
+class StalenessSection(Section):
+    """How old an activation may be when a block starts to train on it."""
+
+    max: int | None = Field(default=None, ge=0)
+    """Versions that its producer may have finished since; kept by pacing the producer. None: no bound."""
+
+
+class SlowSection(Section):
+    """A block on a slow device."""
+
+    block: int = Field(ge=0)
+    factor: float = Field(ge=1, allow_inf_nan=False)
+    """How many times longer its computing lasts."""
+
+
+class FaultsSection(Section):
+    """Simulated trouble: computing that lasts longer than this processor needs."""
+
+    slow: list[SlowSection] = []
+    pad: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """Every block's computing lasts this many times longer, and rests meanwhile: simulated devices."""
+    jitter: float = Field(default=0.0, ge=0, le=3)
+    """Relative spread of a step's length."""
 
 
 class RateScheduleSection(Section):
@@ -168,6 +202,7 @@ class TrainingSection(Section):
     """How long and how exactly."""
 
     epochs: int = Field(default=5, ge=1)
+    """Passes over the training data; under the schedule sequential, for each block."""
     accumulate: int = Field(default=1, ge=1)
     """Batches per optimizer step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -187,6 +222,8 @@ class EvaluationSection(Section):
     """Default 1 unless every_batches is given; 0: only at the end."""
     batch_size: int | None = Field(default=None, ge=1)
     """Samples in an evaluation batch; default: data.batch_size."""
+    splits: list[Literal["test", "validation"]] = ["test", "validation"]
+    """What is evaluated, of the splits that the data has; []: nothing."""
 
     @model_validator(mode="after")
     def _one_interval(self) -> EvaluationSection:
@@ -231,7 +268,7 @@ class RunConfig(Section):
     objective: ObjectiveSection = ObjectiveSection()
     schedule: ScheduleSection = ScheduleSection()
     buffers: BuffersSection = BuffersSection()
-    staleness: dict[str, Any] | None = None
+    staleness: StalenessSection = StalenessSection()
     optimizer: OptimizerSection = OptimizerSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -239,4 +276,4 @@ class RunConfig(Section):
     checkpoint: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
     wire: str | dict[str, Any] | None = None
-    faults: dict[str, Any] | None = None
+    faults: FaultsSection = FaultsSection()

@@ -12,7 +12,8 @@ from actors.block import Block
 from actors.datasets.batches import TrainBatches
 from actors.datasets.loading import load_data
 from actors.messages import Flags, Kind, Message
-from actors.program import BlockProgram, Close, Receive, Send
+from actors.operations import Close, Receive, Send
+from actors.program import BlockProgram
 from actors.state_tree import copied, flatten, unflatten
 from actors.times import Times
 from orchestrator.catalog import find_catalog
@@ -68,9 +69,10 @@ class Chain:
     def train(self, first, last):
         """Train on batches first, ..., last - 1 and handle everything outstanding; returns the sent edges."""
         queues = defaultdict(deque)
-        for batch_id in range(first, last):
-            queues[self.plan.wiring.source.up[0]].append(self.message(batch_id, batch_id == last - 1))
-        queues[self.plan.wiring.source.up[0]].append(Message(Kind.END, last))
+        for edge in (*self.plan.wiring.source.up, *self.plan.wiring.source.raw):
+            for batch_id in range(first, last):
+                queues[edge].append(self.message(batch_id, batch_id == last - 1))
+            queues[edge].append(Message(Kind.END, last))
         running = {j: self._program(j) for j in range(len(self.blocks))}
         waiting = {j: next(program) for j, program in running.items()}
         used = set()

@@ -127,7 +127,8 @@ def test_a_toy_task_is_learned_with_finite_gradients(pair):
         assert end < 0.9 * start, losses
     fresh = Chain(chain_config(**pair)).digests()
     for (body, _), (start, _) in zip(chain.digests(), fresh, strict=True):
-        assert all(body[name] != start[name] for name in body), "every weight of every block was trained"
+        trained = [name for name in body if not name.endswith(".0.bias")]  # batch norm takes that bias out again
+        assert all(body[name] != start[name] for name in trained), "every weight of every block was trained"
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=named)
@@ -173,7 +174,7 @@ def test_gradients_of_unfinished_updates_are_part_of_a_snapshot(pair):
     for batch_id in range(5):
         one_batch(original, batch_id)
     restored.restore_from(original)
-    assert original.blocks[0].snapshot()["accumulated"] == 2
+    assert original.blocks[0].snapshot()["accumulated"]["weights"] == 2
     assert original.blocks[0].snapshot()["gradients"].keys() == restored.blocks[0].snapshot()["gradients"].keys()
     for chain in (original, restored):
         one_batch(chain, 5)

@@ -75,10 +75,10 @@ def test_a_slow_block_changes_no_weights(tmp_path, monkeypatch):
 
     now, calls = Block.now, []
 
-    def slow(block, message):
+    def slow(block, *received):
         if block.spec.index == 1:
             calls.append(sum(i * i for i in range(20_000)))
-        return now(block, message)
+        return now(block, *received)
 
     monkeypatch.setattr(Block, "now", slow)
     assert block_weights(run(tmp_path / "slow")) == block_weights(expected)

@@ -115,20 +115,10 @@ WRONG = [
 ]
 
 NOT_YET = [
-    ("staleness.max=3", "staleness"),
     ("checkpoint.every_batches=3", "checkpoint"),
     ("recovery.restarts=3", "recovery"),
     ("wire=bf16", "wire"),
-    ("faults.kill=block1", "faults"),
-    ("schedule.feedback=as_it_arrives", "schedule.feedback"),
-    ("schedule.name=replay", "schedule.name"),
     ("buffers.mode=auto", "buffers.mode"),
-    ("buffers.capacity_bytes=9", "buffers.capacity_bytes"),
-    ("buffers.order=lifo", "buffers.order"),
-    ("buffers.max_reuse=2", "buffers.max_reuse"),
-    ("buffers.on_full=drop", "buffers.on_full"),
-    ("buffers.samples_per_insert=2", "buffers.samples_per_insert"),
-    ("buffers.tolerance=2", "buffers.tolerance"),
     ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
     ("placement.rebalance=true", "placement.rebalance"),
@@ -165,6 +155,41 @@ def test_what_this_version_lacks_is_refused_by_name(override, key):
 )
 def test_a_delay_of_what_a_rule_does_not_have_is_refused(override, fragments):
     contains(refusal(override), fragments)
+
+
+REPLAY = [
+    ("buffers.order=lifo", ["buffers.order: got 'lifo' with schedule 'pipeline'", "has no replay buffer"]),
+    ("buffers.max_reuse=2", ["buffers.max_reuse: got 2", "set schedule.name=replay"]),
+    ("buffers.on_full=drop", ["buffers.on_full: got 'drop', expected", "'drop_oldest'"]),
+    ("staleness.max=-1", ["staleness.max: got -1, expected"]),
+    ("staleness.mx=1", ["staleness.mx: unknown key", "did you mean 'max'?"]),
+    ("faults.pad=0.5", ["faults.pad: got 0.5, expected"]),
+    ("faults.kill=block1", ["faults.kill: unknown key"]),
+    ("schedule.feedback=as_it_arrives", ["schedule.feedback: got 'as_it_arrives'", "a rule with feedback"]),
+]
+
+
+@pytest.mark.parametrize(("override", "fragments"), REPLAY, ids=[row[0] for row in REPLAY])
+def test_settings_of_staleness_buffers_and_faults_are_validated(override, fragments):
+    contains(refusal(override), fragments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["buffers.on_full=drop_oldest", "buffers.samples_per_insert=3", "buffers.max_reuse=2"], ["never catch up"]),
+        (["buffers.samples_per_insert=1", "staleness.max=2"], ["may forbid the use that pacing waits for"]),
+        (["buffers.window=9", "buffers.capacity=4"], ["buffers.window: got 9, expected at most buffers.capacity = 4"]),
+    ],
+)
+def test_replay_that_could_stop_for_ever_is_refused_with_the_reason(overrides, fragments):
+    contains(refusal("schedule.name=replay", *overrides), fragments)
+
+
+def test_feedback_of_the_last_block_under_replay_allows_one_use():
+    own = ("schedule.name=replay", "schedule.feedback=as_it_arrives", "buffers.max_reuse=2")
+    message = refusal("rule.name=direct_feedback_alignment", *own)
+    contains(message, ["buffers.max_reuse: got 2, expected 1", "knows it by its batch"])
 
 
 def test_late_credit_under_lockstep_is_refused():

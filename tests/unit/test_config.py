@@ -176,10 +176,10 @@ def test_resolved_puts_options_beside_the_other_keys():
 def test_credentials_are_redacted_and_lookalikes_are_not():
     config = make(rule={"name": "local"}).model_copy(
         update={
-            "faults": {"api_token": "t0", "nested": [{"aws_secret_key": "t1", "monkey": "kept"}], "PASSWORD": "t2"}
+            "recovery": {"api_token": "t0", "nested": [{"aws_secret_key": "t1", "monkey": "kept"}], "PASSWORD": "t2"}
         }
     )  # fmt: skip
-    plain = resolved(config)["faults"]
+    plain = resolved(config)["recovery"]
     assert "t0" not in str(plain) and "t1" not in str(plain) and "t2" not in str(plain)
     assert plain["nested"][0] == {"aws_secret_key": "<redacted>", "monkey": "kept"}
 

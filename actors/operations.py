@@ -1,0 +1,86 @@
+"""What a program may ask of whoever runs it. A program never waits itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.messages import Message
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Wait for the next message of an edge; answered with it."""
+
+    edge: str
+    share: str = "wait_input"
+
+
+@dataclass(frozen=True)
+class ReceiveAny:
+    """Wait for the next message of any of several edges; answered with (edge, message)."""
+
+    edges: tuple[str, ...]
+    share: str = "wait_input"
+
+    @property
+    def edge(self) -> str:
+        """The edges by name, for a message to a person."""
+        return " or ".join(self.edges)
+
+
+@dataclass(frozen=True)
+class Poll:
+    """Take the next message of an edge if one comes within `wait_s` seconds; answered with it or None."""
+
+    edge: str
+    wait_s: float = 0.0
+    share: str = "wait_input"
+
+
+@dataclass(frozen=True)
+class Send:
+    """Put a message on an edge. Waits while its outbox is full, or for `wait_s`; answered with whether it was put."""
+
+    edge: str
+    message: Message
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Wait until the staleness bound allows to finish use `version`, or for `wait_s`; answered with whether it does."""
+
+    edge: str
+    version: int
+    wait_s: float | None = None
+
+
+@dataclass(frozen=True)
+class HasStopped:
+    """Answered with whether the consumer of an edge has said that it needs no further training message."""
+
+    edge: str
+
+
+@dataclass(frozen=True)
+class AwaitStop:
+    """Wait until the consumer of an edge has said that it needs no further training message."""
+
+    edge: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Tell the producer of an edge that no further training message is needed."""
+
+    edge: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """Nothing follows on an edge."""
+
+    edge: str
+
+
+Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | AwaitStop | Stop | Close

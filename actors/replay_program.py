@@ -1,0 +1,302 @@
+"""What a block does when it never waits for order: it trains on whatever its replay buffer allows.
+
+    train   fetch what has arrived, handle feedback that has arrived, train on one message, send on, again
+    serve   after its last update: forward in evaluation mode until everything above has trained enough
+    idle    tell the producer that nothing more is needed; take what still comes until the last orders
+
+Not deterministic across schedulers: what has arrived by a step depends on timing. Evaluation batches and
+orders act when they arrive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+from actors.block import Block
+from actors.edges import BlockEdges, LateInput
+from actors.evaluation import Evaluation
+from actors.learning_rule import Sent
+from actors.messages import Flags, Kind, Message, num_bytes
+from actors.needs import Feedback
+from actors.operations import Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.replay_buffer import ReplayBuffer
+from actors.times import Times
+
+Program = Generator[Operation, object, None]
+
+SLICE_S = 0.05
+"""Seconds that a block waits for room before it looks for feedback again."""
+
+
+class ReplayProgram:
+    """The program of one block under `replay`, or under `pipeline` with feedback as it arrives.
+
+    Args:
+        block: what computes.
+        edges: the block's edges.
+        times: told what the compute thread is busy with.
+        buffer: where arrivals wait to be trained on.
+        bound: returns S, the staleness bound of the driving edge; None: no bound.
+        num_batches: how many batches must have had their last credit before the block has trained enough.
+        max_open: passes that wait for feedback; the oldest is given up for a new one.
+        producer_version: returns how far the producer of the driving edge is known to be.
+        promise: told the version below which nothing will be trained on again.
+        snapshot, report, trained: as in `BlockProgram`.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        edges: BlockEdges,
+        times: Times,
+        buffer: ReplayBuffer[Message],
+        *,
+        bound: Callable[[], int | None],
+        num_batches: int,
+        max_open: int,
+        producer_version: Callable[[], int],
+        promise: Callable[[int], None],
+        snapshot: Callable[[int], None],
+        report: Callable[[Evaluation], None],
+        trained: Callable[[Message], None],
+    ) -> None:
+        self.block, self.edges, self.times, self.buffer = block, edges, times, buffer
+        self.bound, self.num_batches, self.max_open = bound, num_batches, max_open
+        self.producer_version, self.promise = producer_version, promise
+        self.snapshot, self.report, self.trained = snapshot, report, trained
+        self.expired: Counter[str] = Counter()
+        self.num_complete = 0
+        self.num_served = 0
+        self._waiting: Message | None = None
+        self._drivers: dict[int, Message] = {}
+        self._has_ended = False
+
+    def run(self) -> Program:
+        """Yield the block's operations, from its first message to its last."""
+        while not self._has_enough and not self._has_ended:
+            yield from self._feedback()
+            yield from self._fetch(wait=not self.buffer.can_sample())
+            if self.buffer.can_sample() and not self._has_ended:
+                yield from self._train()
+        self.buffer.discard("not needed")
+        yield from self._serve()
+        yield Stop(self.edges.driver)
+        while not self._has_ended:
+            message = yield Receive(self.edges.driver)
+            assert isinstance(message, Message)
+            yield from self._handle(message)
+        for edge in self._outgoing():
+            yield Close(edge)
+
+    @property
+    def _has_enough(self) -> bool:
+        return self.num_complete >= self.num_batches
+
+    # ------------------------------------------------------------------ arrivals
+
+    def _fetch(self, *, wait: bool) -> Program:
+        """Put what has arrived into the buffer as long as that takes any; wait for the first if told to."""
+        while not self._has_ended and self.buffer.takes():
+            message = self._waiting
+            if message is None:
+                message = yield from self._arrival(wait)
+            self._waiting = None
+            if message is None:
+                break
+            if message.kind is Kind.ACTIVATION and not self.buffer.fits(num_bytes(message.tensors)):
+                self._waiting = message
+                break
+            yield from self._handle(message)
+            wait = wait and not self.buffer.can_sample()
+        self._promise()
+
+    def _arrival(self, wait: bool) -> Generator[Operation, object, Message | None]:
+        """Return the next message of the driving edge; feedback that comes first is handled."""
+        if not wait:
+            message = yield Poll(self.edges.driver)
+            assert message is None or isinstance(message, Message)
+            return message
+        while True:
+            edges = (self.edges.driver, *(late.edge for late in self.edges.late))
+            answer = yield ReceiveAny(edges)
+            assert isinstance(answer, tuple)
+            edge, message = answer
+            if edge == self.edges.driver:
+                return message
+            yield from self._apply(self._late(edge), message)
+            if self._has_enough:
+                return None
+
+    def _handle(self, message: Message) -> Program:
+        """Take in one message of the driving edge."""
+        if message.kind is Kind.EVALUATION:
+            yield from self._evaluate(message)
+        elif message.kind is Kind.ORDERS:
+            yield from self._orders(message)
+        elif message.kind is Kind.ACTIVATION and not self._has_enough:
+            self.buffer.insert(message, message.version, num_bytes(message.tensors))
+        elif message.kind is Kind.ACTIVATION:
+            self.buffer.insert(message, message.version, num_bytes(message.tensors))
+            self.buffer.discard("not needed")
+        else:
+            self._has_ended = True
+            if self.edges.up is not None:
+                yield Send(self.edges.up, Message(Kind.END, message.batch_id, self.block.version))
+
+    def _promise(self) -> None:
+        self.promise(self.buffer.promise(self.producer_version(), self.bound()))
+
+    # ------------------------------------------------------------------ training
+
+    def _train(self) -> Program:
+        bound = self.bound()
+        needed = 0 if bound is None else self.producer_version() + 1 - bound
+        message = self.buffer.sample(needed).item
+        self._promise()
+        self.times.at(message.batch_id)
+        self.trained(message)
+        with self.times.within("compute", "forward"):
+            # The block knows a pass by the use, since a batch may be used again before its feedback has come.
+            sent = self.block.now(replace(message, batch_id=self.block.version, flags=Flags.NONE))
+        self._drivers[self.block.version] = message
+        yield from self._send_up(message, sent)
+        yield from self._send_down(sent, message)
+        if self.edges.up is not None:
+            yield from self._patiently(Pace(self.edges.up, self.block.version, SLICE_S))
+        self.block.finish_use()
+        self._updates(sent)
+        self._give_up()
+
+    def _patiently(self, operation: Send | Pace) -> Program:
+        """Repeat an operation until it succeeds; feedback is handled meanwhile, so that no ring of blocks waits."""
+        while not (yield operation):
+            yield from self._feedback()
+
+    def _send_up(self, message: Message, sent: Sent) -> Program:
+        if self.edges.up is None or sent.up is None:
+            return
+        labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
+        tensors = {"h": sent.up, **labels}
+        activation = Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors)
+        yield from self._patiently(Send(self.edges.up, activation, SLICE_S))
+
+    def _send_down(self, sent: Sent, answered: Message) -> Program:
+        for origin, tensors in sent.down.items():
+            for edge in self.edges.down.get(origin, ()):
+                feedback = Message(
+                    Kind.FEEDBACK, answered.batch_id, self.block.version, tensors=tensors, answers=answered.version
+                )
+                yield from self._patiently(Send(edge, feedback, SLICE_S))
+
+    def _updates(self, sent: Sent) -> None:
+        with self.times.within("compute", "update"):
+            if sent.taught:
+                self.block.update_synthesizer(Flags.NONE)
+            if sent.complete:
+                self.num_complete += 1
+                self.block.update(Flags.LAST if self._has_enough else Flags.NONE)
+
+    # ------------------------------------------------------------------ feedback
+
+    def _feedback(self) -> Program:
+        """Handle the feedback that has arrived."""
+        for late in self.edges.late:
+            while True:
+                message = yield Poll(late.edge)
+                if message is None:
+                    break
+                assert isinstance(message, Message)
+                yield from self._apply(late, message)
+
+    def _apply(self, late: LateInput, message: Message) -> Program:
+        """Handle one answer; one whose pass has been given up counts as expired."""
+        use = self._answered(message)
+        driver = self._drivers.get(use)
+        if driver is None:
+            self.expired[late.edge] += 1
+            return
+        with self.times.within("compute", "feedback"):
+            sent = self.block.later(late.origin, replace(message, batch_id=use), use)
+        yield from self._send_down(sent, driver)
+        self._updates(sent)
+
+    def _answered(self, message: Message) -> int:
+        """The use that feedback answers: the next block names it, the last block knows the batch only."""
+        if self.block.needs.feedback is Feedback.NEXT_BLOCK:
+            return message.answers
+        found = (use for use, driver in self._drivers.items() if driver.batch_id == message.batch_id)
+        return next(found, -1)
+
+    def _give_up(self) -> None:
+        """Keep at most `max_open` passes, and what drove those that are still open."""
+        while len(self.block.open) > self.max_open:
+            del self.block.open[min(self.block.open)]
+        self._drivers = {use: driver for use, driver in self._drivers.items() if use in self.block.open}
+
+    def _forget_open(self) -> None:
+        self.block.open.clear()
+        self._drivers.clear()
+
+    def _late(self, edge: str) -> LateInput:
+        return next(late for late in self.edges.late if late.edge == edge)
+
+    # ------------------------------------------------------------------ after the last update
+
+    def _serve(self) -> Program:
+        """Forward in evaluation mode until the next block has stopped, or the end has come."""
+        self._forget_open()
+        self.block.train(False)
+        while self.edges.up is not None and not self._has_ended:
+            if (yield HasStopped(self.edges.up)):
+                return
+            yield from self._feedback()
+            message = yield Poll(self.edges.driver, wait_s=0.1)
+            if message is None:
+                continue
+            assert isinstance(message, Message)
+            if message.kind is not Kind.ACTIVATION:
+                yield from self._handle(message)
+                continue
+            yield from self._forward(message)
+
+    def _forward(self, message: Message) -> Program:
+        assert self.edges.up is not None
+        self.num_served += 1
+        self.promise(message.version + 1)
+        with self.times.within("compute", "forward"):
+            h = self.block.forward_frozen(message)
+        tensors = {**message.tensors, "h": h}
+        activation = Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors)
+        yield from self._patiently(Send(self.edges.up, activation, SLICE_S))
+        yield from self._patiently(Pace(self.edges.up, self.block.version, SLICE_S))
+        self.block.finish_use()
+
+    # ------------------------------------------------------------------ orders
+
+    def _evaluate(self, message: Message) -> Program:
+        with self.times.within("evaluate"):
+            tensors, evaluation = self.block.evaluate(message)
+        if evaluation is not None:
+            self.report(evaluation)
+        if self.edges.up is not None:
+            passed = Message(
+                Kind.EVALUATION, message.batch_id, self.block.version, message.flags, tensors, message.split
+            )
+            yield Send(self.edges.up, passed)
+
+    def _orders(self, message: Message) -> Program:
+        if message.flags & Flags.LAST:
+            self.buffer.discard("not needed")
+            self._forget_open()
+            self.num_batches = self.num_complete
+        if message.flags & Flags.SNAPSHOT:
+            with self.times.within("snapshot"):
+                self.snapshot(message.batch_id)
+        if self.edges.up is not None:
+            yield Send(self.edges.up, Message(Kind.ORDERS, message.batch_id, self.block.version, message.flags))
+
+    def _outgoing(self) -> list[str]:
+        down = {edge for edges in self.edges.down.values() for edge in edges}
+        return [edge for edge in (self.edges.up, *sorted(down)) if edge is not None]

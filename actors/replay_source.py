@@ -1,0 +1,38 @@
+"""The source under `replay`: it feeds the first block until that says that nothing more is needed."""
+
+from __future__ import annotations
+
+from actors.messages import Flags, Kind, Message
+from actors.operations import AwaitStop, Close, HasStopped, Send
+from actors.program import Program
+from actors.source_program import SourceProgram
+
+
+class ReplaySource(SourceProgram):
+    """Sends batches in their order as long as there are any; the last orders come when all blocks have stopped.
+
+    `batches` may go on after `num_batches`, those that are evaluated in between.
+    """
+
+    def run(self) -> Program:
+        """Yield the source's operations."""
+        (edge,) = self.edges.up
+        stream = self.batches.stream(self.first_batch)
+        for batch_id, batch in enumerate(stream, self.first_batch):
+            self.times.at(batch_id)
+            is_over = batch_id >= self.num_batches
+            if self.stop_asked() or (yield HasStopped(edge)):
+                break
+            orders = Flags.NONE if is_over else self._orders(batch_id, False)
+            yield from self._send(Kind.ACTIVATION, batch, batch_id, Flags.NONE)
+            self.version = batch_id + 1
+            if orders & Flags.EVALUATE:
+                yield from self._evaluate(batch_id)
+        if not self.stop_asked():
+            yield AwaitStop(edge)
+        position = self.version - 1
+        last = Flags.LAST | Flags.SNAPSHOT
+        yield Send(edge, Message(Kind.ORDERS, position, self.version, last))
+        yield from self._evaluate(position)
+        yield Send(edge, Message(Kind.END, self.version, self.version))
+        yield Close(edge)

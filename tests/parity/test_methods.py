@@ -1,0 +1,39 @@
+"""T01 for every method of `configs/methods/`: the run over Ray equals the one in this process, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.runs import SMALL, Replacing, block_weights, run
+
+METHODS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs/methods").glob("*.yaml"))}
+
+
+def sections_of(method):
+    """The sections of a method's file; its optimizer keys are put over those of the small run."""
+    plain = OmegaConf.to_container(OmegaConf.load(METHODS[method]))
+    replaced = {name: Replacing(plain[name]) for name in ("rule", "objective", "schedule") if name in plain}
+    return {**plain, **replaced}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_over_ray_equals_its_reference(tmp_path, ray_cluster, method):
+    sections = sections_of(method)
+    if sections.get("schedule", {}).get("name") == "replay":
+        pytest.skip("replay is not deterministic by definition")
+    here = run(tmp_path / "here", **sections)
+    there = run(tmp_path / "there", cluster=ray_cluster, **sections)
+    assert block_weights(here) == block_weights(there)
+    assert here.test_accuracy == there.test_accuracy
+    for edge in there.edges:
+        assert edge["sent"] == edge["trained"] > 0 and edge["in_flight"] == edge["buffered"] == 0, edge
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_every_block_to_the_end(tmp_path, method):
+    sections = sections_of(method)
+    num_batches = 11 * SMALL["training"]["epochs"]
+    summary = run(tmp_path / "run", **sections)
+    assert [block["version"] for block in summary.blocks] == [num_batches] * len(summary.blocks)
+    assert summary.test_accuracy is not None
