@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -132,7 +133,12 @@ class Block:
     # ------------------------------------------------------------------ training
 
     def now(self, message: Message, raw: Tensor | None = None) -> Sent:
-        """Handle what drives a batch: forward, the objective's credit if there is one, the rule's `now`.
+        """Handle what drives a batch, all at once: `forward`, then `learn`; the activation is `up` of what is sent."""
+        up = self.forward(message, raw)
+        return replace(self.learn(message), up=up)
+
+    def forward(self, message: Message, raw: Tensor | None = None) -> Tensor:
+        """Run the body on what drives a batch; return what the next block gets, [B, ...].
 
         Args:
             message: its `h` [B, ...] is the block's input, or the raw input if that drives the block.
@@ -144,6 +150,11 @@ class Block:
             fields["raw_input"] = received if raw is None else self.on_device({"h": raw})["h"]
         p = self.make_pass(received, Batch(message.batch_id, message.version, fields))
         self.open[message.batch_id] = p
+        return self.rule.leave(p.h)
+
+    def learn(self, message: Message) -> Sent:
+        """After its forward pass: the objective's credit if there is one, the rule's `now`."""
+        p = self.open[message.batch_id]
         credit = self._credit(p) if self.objective is not None else None
         sent = self.rule.now(p, credit)
         p.settle()
@@ -191,10 +202,11 @@ class Block:
         return p
 
     def forward_frozen(self, message: Message) -> Tensor:
-        """Return the activation [B, ...] of a block that has been trained to its end."""
-        received = self.on_device({"h": message.tensors["h"]})["h"]
+        """Return the activation [B, ...] of a block that has been trained to its end, for a later block to train on."""
+        fields = self.on_device(message.tensors)
+        entered = self.rule.enter(fields.pop("h"), Batch(message.batch_id, message.version, fields))
         with torch.no_grad(), self.precision.autocast():
-            return self.rule.leave_evaluation(self.body(self.rule.enter_evaluation(received))).float()
+            return self.rule.leave(self.body(entered)).float()
 
     def finish_use(self) -> None:
         """Count a finished use of a batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ class BlockActor(ChainActor):
             trained=lambda message: self.count_staleness(message, edges.driver),
         )  # fmt: skip
         return self.replay.run()
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Change settings; those of the replay buffer (`replay`) apply before the next use."""
+        super().set(values)
+        if self.replay is not None and values.get("replay") is not None:
+            self.replay.new_settings = values["replay"]
+
+    def account(self, edge: str) -> dict[str, Any]:
+        """Return what the program has done with what it was given on an edge; a replay buffer keeps its own books."""
+        if self.replay is None:
+            return super().account(edge)
+        return self.replay.account(edge, super().account(edge)["trained"])
 
     def finish(self) -> dict[str, Any]:
         """Return the final facts, with the digests of every tensor."""

@@ -55,16 +55,19 @@ class ChainActor:
     ) -> None:
         self.run_name, self.name = run, name
         self.settings, self.machine, self.incarnation = settings, machine, incarnation
+        self._room = dict(room or {})
         self.trace = Trace(traced)
         self.times = Times(trace=self.trace)
         self.inboxes: dict[str, Inbox] = {}
         self.outboxes = {
             edge: Outbox(run, edge, capacity, incarnation=incarnation, version=lambda: self.version)
-            for edge, capacity in edge_capacities(outgoing, settings, room or {}).items()
+            for edge, capacity in edge_capacities(outgoing, settings, self._room).items()
         }
         self.staleness: dict[str, Counter[int]] = {}
-        self.trained: Counter[str] = Counter()
         self.task: Task | None = None
+        self.is_paused = False
+        self.applied: list[dict[str, Any]] = []
+        """Changes of settings, and the version at which each applied."""
         self.bound: int | None = None
         """S, the staleness bound of the edges between blocks; None: no bound."""
         self._stopped = threading.Event()
@@ -101,7 +104,7 @@ class ChainActor:
         torch.set_num_threads(self.machine.threads)  # OpenMP's thread count belongs to the calling thread
         task = self.start()
         self.times.start()
-        task.run(self.machine.deadline_s, self._stopped.is_set)
+        task.run(self.machine.deadline_s, self._stopped.is_set, lambda: self.is_paused)
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -113,9 +116,32 @@ class ChainActor:
         """Make `run` raise at its next wait."""
         self._stopped.set()
 
-    def order(self, name: str) -> None:
-        """Take an order that acts at a position; the base knows none."""
-        raise ValueError(f"{self.name}: unknown order {name!r}")
+    def order(self, name: str, values: Mapping[str, Any]) -> None:
+        """Take an order; called from another thread than the one that computes.
+
+        `pause` and `resume` stop the deadlines of waits; `set` changes what may change while a run goes on.
+
+        Raises:
+            ValueError: the order is unknown.
+        """
+        if name in ("pause", "resume"):
+            self.is_paused = name == "pause"
+            if self.task is not None:
+                self.task.restart_deadline()
+        elif name == "set":
+            self.set(values)
+            self.applied.append({"values": dict(values), "position": self.version})
+        else:
+            raise ValueError(f"{self.name}: unknown order {name!r}")
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Change settings: `bound` (staleness) and `capacity` (of outgoing edges)."""
+        if "bound" in values:
+            self.bound = values["bound"]
+        if "capacity" in values:
+            for edge, outbox in self.outboxes.items():
+                if edge not in self._room:
+                    outbox.resize(values["capacity"])
 
     def on_trained(self, message: Message, edge: str) -> None:
         """Count a message that training starts on; under first in, first out nothing older will follow."""
@@ -124,7 +150,6 @@ class ChainActor:
 
     def count_staleness(self, message: Message, edge: str) -> None:
         """Count a message that training starts on, and how many versions its producer has finished since."""
-        self.trained[edge] += 1
         self.staleness[edge][max(0, self.inboxes[edge].producer_version - 1 - message.version)] += 1
 
     def promise(self, edge: str, version: int) -> None:
@@ -149,6 +174,7 @@ class ChainActor:
             "waiting_on": task.waiting_on if task else None,
             "waiting_s": task.waiting_s if task else 0.0,
             "done": bool(task and task.is_done),
+            "applied": list(self.applied),
             "sends": {
                 edge: {"sent": o.num_sent, "unreceived": o.num_waiting, "bytes": o.num_bytes}
                 for edge, o in self.outboxes.items()
@@ -156,8 +182,8 @@ class ChainActor:
             "receives": {
                 edge: {
                     "received": inbox.received + 1,
-                    "trained": self.trained[edge],
-                    "buffered": inbox.num_buffered,
+                    "arrived": inbox.num_buffered,
+                    **self.account(edge),
                     "duplicates": inbox.num_duplicates,
                     "sessions": inbox.num_sessions,
                     "staleness": dict(self.staleness[edge]),
@@ -165,6 +191,10 @@ class ChainActor:
                 for edge, inbox in self.inboxes.items()
             },
         }
+
+    def account(self, edge: str) -> dict[str, Any]:
+        """Return what the program has done with what it was given on an edge: `trained`, `held`, `dropped`."""
+        return {"trained": self.task.handled[edge] if self.task else 0, "held": 0, "dropped": {}}
 
 
 def edge_capacities(outgoing: Sequence[str], settings: EdgeSettings, room: Mapping[str, int]) -> dict[str, int]:

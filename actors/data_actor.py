@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from actors.chain_actor import ChainActor
@@ -42,6 +43,7 @@ class DataActor(ChainActor):
             self.times,
             evaluate_every=spec.evaluate_every,
             stop_asked=lambda: self._stop_asked,
+            is_paused=lambda: self.is_paused and not self._stop_asked,
             num_batches=num_batches,
         )
 
@@ -54,11 +56,14 @@ class DataActor(ChainActor):
         """Return the source's program."""
         return self.source.run()
 
-    def order(self, name: str) -> None:
-        """`stop`: the next batch is the last one."""
-        if name != "stop":
-            super().order(name)
-        self._stop_asked = True
+    def order(self, name: str, values: Mapping[str, Any]) -> None:
+        """`stop`: the next batch is the last; `snapshot`: the next carries that order; `pause`: none follows."""
+        if name == "stop":
+            self._stop_asked = True
+        elif name == "snapshot":
+            self.source.snapshot_asked = True
+        else:
+            super().order(name, values)
 
     def report(self) -> dict[str, Any]:
         """Return small facts about the source."""

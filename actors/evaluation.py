@@ -61,7 +61,7 @@ class Evaluator:
             votes = self._votes(parts, h, tensors.get(VOTES))
             if parts.objective is not None:
                 self._count(parts.objective, h, Batch(message.batch_id, version, tensors), votes)
-            up = {"h": parts.rule.leave_evaluation(h)}
+            up = {"h": parts.rule.leave(h)}
         for module, was in zip(parts.all(), training, strict=True):
             module.train(was)
         return up if votes is None else {**up, VOTES: votes}

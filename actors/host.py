@@ -47,9 +47,9 @@ class Host:
         """Return small facts about the actor."""
         return self.actor.report()
 
-    def order(self, name: str) -> None:
+    def order(self, name: str, values: Mapping[str, Any]) -> None:
         """Pass an order on."""
-        self.actor.order(name)
+        self.actor.order(name, values)
 
     def stop(self) -> None:
         """Make the actor's run end at its next wait."""

@@ -73,7 +73,7 @@ class Sent:
     """What a rule sends after a step.
 
     Args:
-        up: activation for the next block, [B, ...].
+        up: activation for the next block, [B, ...]; the block fills it in from the rule's `leave`.
         down: one message per origin: name -> tensor, by the index of the block whose loss or error it is.
         complete: the batch's last credit has come, so the block may update its weights.
         taught: the rule's own parameters have their gradient for this batch and may be updated.
@@ -162,8 +162,11 @@ class LearningRule(nn.Module):
         """Return what the body runs on in an evaluation; default: what was received."""
         return received
 
-    def leave_evaluation(self, h: Tensor) -> Tensor:
-        """Return what the next block gets in an evaluation, from the body's output; default: just that."""
+    def leave(self, h: Tensor) -> Tensor:
+        """Return what the next block gets, from the body's output h [B, ...]; default: just that.
+
+        It is sent before the rule's `now`, in evaluations too.
+        """
         return h
 
     def vote(self, h: Tensor) -> Tensor | None:

@@ -77,10 +77,18 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """Do nothing for a while."""
+
+    seconds: float
+    edge: str = "(paused)"
+
+
+@dataclass(frozen=True)
 class Close:
     """Nothing follows on an edge."""
 
     edge: str
 
 
-Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | AwaitStop | Stop | Close
+Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | AwaitStop | Stop | Rest | Close

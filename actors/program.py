@@ -142,26 +142,28 @@ class BlockProgram:
         raw = yield from self._raw_input(message.batch_id)
         self.trained(message)
         with self.times.within("compute", "forward"):
-            sent = self.block.now(replace(message, flags=self._flags[message.batch_id]), raw)
+            up = self.block.forward(message, raw)
         if self.edges.up is not None:
-            yield from self._send_up(message, sent)
+            yield from self._send_up(message, up)
+        with self.times.within("compute", "learn"):
+            sent = self.block.learn(replace(message, flags=self._flags[message.batch_id]))
         yield from self._send_down(sent, message.batch_id)
         if self.edges.up is not None and self._phase_batches is None and self.is_paced():
             yield Pace(self.edges.up, self.block.version)
         self.block.finish_use()
         yield from self._updates(sent, message.batch_id)
 
-    def _send_up(self, message: Message, sent: Sent) -> Program:
+    def _send_up(self, message: Message, up: Tensor) -> Program:
         assert self.edges.up is not None
         if self._phase_batches is not None:  # the next block's phase has not begun
             yield from self._pass_on_orders(message)
-        elif sent.up is not None:
+        else:
             labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
             yield Send(
                 self.edges.up,
                 Message(
                     Kind.ACTIVATION, message.batch_id, self.block.version,
-                    message.flags, {"h": sent.up, **labels},
+                    message.flags, {"h": up, **labels},
                 ),
             )  # fmt: skip
 

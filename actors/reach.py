@@ -55,15 +55,15 @@ class ReachRule(LearningRule):
     def now(self, p: Pass, credit: Tensor | None) -> Sent:
         """Start the own loss's backward pass; update at once if no other loss reaches this block."""
         if credit is None:
-            return Sent(up=p.h, complete=not self._origins)
+            return Sent(complete=not self._origins)
         own = self.place.index
         if not self._origins:
             down = self._pull(p, own, credit, weights=True)
-            return Sent(up=p.h, down=down, complete=True)
+            return Sent(down=down, complete=True)
         down = self._pull(p, own, credit, weights=False, keep=True)
         if self._settings.combine == "sum":
             p.kept["credit"] = credit
-        return Sent(up=p.h, down=down)
+        return Sent(down=down)
 
     def later(self, p: Pass, origin: int, tensors: Mapping[str, Tensor]) -> Sent:
         """Pass a loss's gradient on within its reach; with the last one, follow all that came."""

@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from actors.block import Block
 from actors.edges import BlockEdges, LateInput
@@ -21,7 +24,7 @@ from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message, num_bytes
 from actors.needs import Feedback
 from actors.operations import Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
-from actors.replay_buffer import ReplayBuffer
+from actors.replay_buffer import ReplayBuffer, ReplaySettings
 from actors.times import Times
 
 Program = Generator[Operation, object, None]
@@ -67,8 +70,11 @@ class ReplayProgram:
         self.producer_version, self.promise = producer_version, promise
         self.snapshot, self.report, self.trained = snapshot, report, trained
         self.expired: Counter[str] = Counter()
+        self.new_settings: ReplaySettings | None = None
+        """Set from another thread: how the buffer goes on from the next use."""
         self.num_complete = 0
-        self.num_served = 0
+        self.num_passed = 0
+        """Messages of the driving edge that were evaluated, obeyed or passed on."""
         self._waiting: Message | None = None
         self._drivers: dict[int, Message] = {}
         self._has_ended = False
@@ -76,6 +82,9 @@ class ReplayProgram:
     def run(self) -> Program:
         """Yield the block's operations, from its first message to its last."""
         while not self._has_enough and not self._has_ended:
+            if self.new_settings is not None:
+                self.buffer.resize(self.new_settings)
+                self.new_settings = None
             yield from self._feedback()
             yield from self._fetch(wait=not self.buffer.can_sample())
             if self.buffer.can_sample() and not self._has_ended:
@@ -89,6 +98,20 @@ class ReplayProgram:
             yield from self._handle(message)
         for edge in self._outgoing():
             yield Close(edge)
+
+    def account(self, edge: str, handled: int) -> dict[str, Any]:
+        """Return the state of everything that came on an edge.
+
+        Args:
+            edge: an incoming edge.
+            handled: messages of it that the program has come back from.
+        """
+        if edge != self.edges.driver:
+            expired = self.expired[edge]
+            return {"trained": handled - expired, "held": 0, "dropped": {"expired": expired}}
+        trained = self.buffer.trained + self.num_passed
+        held = len(self.buffer) + (self._waiting is not None)
+        return {"trained": trained, "held": held, "dropped": dict(self.buffer.dropped)}
 
     @property
     def _has_enough(self) -> bool:
@@ -131,6 +154,7 @@ class ReplayProgram:
 
     def _handle(self, message: Message) -> Program:
         """Take in one message of the driving edge."""
+        self.num_passed += message.kind is not Kind.ACTIVATION
         if message.kind is Kind.EVALUATION:
             yield from self._evaluate(message)
         elif message.kind is Kind.ORDERS:
@@ -159,9 +183,12 @@ class ReplayProgram:
         self.trained(message)
         with self.times.within("compute", "forward"):
             # The block knows a pass by the use, since a batch may be used again before its feedback has come.
-            sent = self.block.now(replace(message, batch_id=self.block.version, flags=Flags.NONE))
+            known = replace(message, batch_id=self.block.version, flags=Flags.NONE)
+            up = self.block.forward(known)
         self._drivers[self.block.version] = message
-        yield from self._send_up(message, sent)
+        yield from self._send_up(message, up)
+        with self.times.within("compute", "learn"):
+            sent = self.block.learn(known)
         yield from self._send_down(sent, message)
         if self.edges.up is not None:
             yield from self._patiently(Pace(self.edges.up, self.block.version, SLICE_S))
@@ -174,11 +201,11 @@ class ReplayProgram:
         while not (yield operation):
             yield from self._feedback()
 
-    def _send_up(self, message: Message, sent: Sent) -> Program:
-        if self.edges.up is None or sent.up is None:
+    def _send_up(self, message: Message, up: Tensor) -> Program:
+        if self.edges.up is None:
             return
         labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
-        tensors = {"h": sent.up, **labels}
+        tensors = {"h": up, **labels}
         activation = Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors)
         yield from self._patiently(Send(self.edges.up, activation, SLICE_S))
 
@@ -263,7 +290,7 @@ class ReplayProgram:
 
     def _forward(self, message: Message) -> Program:
         assert self.edges.up is not None
-        self.num_served += 1
+        self.num_passed += 1
         self.promise(message.version + 1)
         with self.times.within("compute", "forward"):
             h = self.block.forward_frozen(message)

@@ -20,12 +20,15 @@ class ReplaySource(SourceProgram):
         stream = self.batches.stream(self.first_batch)
         for batch_id, batch in enumerate(stream, self.first_batch):
             self.times.at(batch_id)
+            yield from self._pause()
             is_over = batch_id >= self.num_batches
             if self.stop_asked() or (yield HasStopped(edge)):
                 break
             orders = Flags.NONE if is_over else self._orders(batch_id, False)
             yield from self._send(Kind.ACTIVATION, batch, batch_id, Flags.NONE)
             self.version = batch_id + 1
+            if orders & Flags.SNAPSHOT:
+                yield Send(edge, Message(Kind.ORDERS, batch_id, self.version, Flags.SNAPSHOT))
             if orders & Flags.EVALUATE:
                 yield from self._evaluate(batch_id)
         if not self.stop_asked():

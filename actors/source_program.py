@@ -12,8 +12,12 @@ from actors.datasets.batches import Batch as DataBatch
 from actors.datasets.batches import EvalBatches, TrainBatches
 from actors.edges import SourceEdges
 from actors.messages import Flags, Kind, Message
-from actors.program import Close, Program, Receive, Send
+from actors.operations import Close, Receive, Rest, Send
+from actors.program import Program
 from actors.times import Times
+
+PAUSE_S = 0.1
+"""How often a paused source looks whether it may go on."""
 
 
 class SourceProgram:
@@ -25,6 +29,7 @@ class SourceProgram:
         edges: where batches leave.
         evaluate_every: training batches between two evaluations; None: only at the end.
         stop_asked: asked before every batch; True makes that batch the last one.
+        is_paused: asked before every batch; no batch leaves while it is True.
         times: told what the thread is busy with.
         first_batch: where to begin.
         num_batches: batches of the run; default: all that `batches` has.
@@ -39,12 +44,15 @@ class SourceProgram:
         *,
         evaluate_every: int | None,
         stop_asked: Callable[[], bool],
+        is_paused: Callable[[], bool] = bool,
         first_batch: int = 0,
         num_batches: int | None = None,
     ) -> None:
         self.batches, self.splits, self.edges, self.times = batches, splits, edges, times
         self.evaluate_every, self.stop_asked, self.first_batch = evaluate_every, stop_asked, first_batch
         self.version = first_batch
+        self.is_paused = is_paused
+        self.snapshot_asked = False
         self.num_batches = batches.num_batches if num_batches is None else num_batches
 
     def run(self) -> Program:
@@ -55,6 +63,7 @@ class SourceProgram:
             self.times.at(batch_id)
             with self.times.within("compute"):
                 batch = next(stream)
+            yield from self._pause()
             is_last = batch_id == last or self.stop_asked()
             orders = self._orders(batch_id, is_last)
             yield from self._send(Kind.ACTIVATION, batch, batch_id, orders)
@@ -70,13 +79,19 @@ class SourceProgram:
             yield Send(edge, Message(Kind.END, self.version, self.version))
             yield Close(edge)
 
+    def _pause(self) -> Program:
+        while self.is_paused():
+            yield Rest(PAUSE_S)
+
     def _orders(self, batch_id: int, is_last: bool) -> Flags:
         evaluate = Flags.EVALUATE if self.splits else Flags.NONE
         if is_last:
             return Flags.LAST | Flags.SNAPSHOT | evaluate
+        asked = Flags.SNAPSHOT if self.snapshot_asked else Flags.NONE
+        self.snapshot_asked = False
         if self.evaluate_every is not None and (batch_id + 1) % self.evaluate_every == 0:
-            return evaluate
-        return Flags.NONE
+            return asked | evaluate
+        return asked
 
     def _send(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Program:
         for edge in self.edges.up:

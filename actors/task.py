@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from actors.errors import RunError
 from actors.messages import Message
-from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Rest, Send, Stop
 from actors.times import Times
 from actors.transport.inbox import Inbox, first_message
 from actors.transport.outbox import STOPPED, Outbox
@@ -38,6 +39,9 @@ class Task:
         self._clock = clock
         self.found_nothing = False
         """Whether the last operation was a look that found nothing; who runs many tasks gives others a turn."""
+        self.handled: Counter[str] = Counter()
+        """Messages of each edge that the program has done with, by its coming back for the next operation."""
+        self._given: str | None = None
         self._pending: Operation | None = None
         self._since = clock()
 
@@ -84,19 +88,25 @@ class Task:
                 share = "transfer" if outbox.num_waiting < outbox.capacity else "wait_output"
                 return self._tried(share, longest_s, wait_s, lambda s: outbox.put(message, s))
             case Pace(edge, version, longest_s):
-                oldest = version - (self.bound_of(edge) if self.bound_of(edge) is not None else version)
-                outbox = self.outboxes[edge]
-                return self._tried("wait_output", longest_s, wait_s, lambda s: outbox.wait_trainable(oldest, s))
+                return self._tried("wait_output", longest_s, wait_s, lambda s: self._may_finish(edge, version, s))
             case AwaitStop(edge):
                 outbox = self.outboxes[edge]
                 return self._tried("wait_output", None, wait_s, lambda s: outbox.wait_trainable(STOPPED, s))
             case HasStopped(edge):
                 return self.outboxes[edge].has_stopped
+            case Rest(seconds):
+                time.sleep(min(seconds, wait_s))
+                self.found_nothing = True
             case Stop(edge):
                 self.inboxes[edge].tell(STOPPED)
             case Close(edge):
                 self.outboxes[edge].close()
         return None
+
+    def _may_finish(self, edge: str, version: int, wait_s: float) -> bool:
+        """Whether the staleness bound of an edge allows its producer to finish use `version`."""
+        bound = self.bound_of(edge)
+        return bound is None or self.outboxes[edge].wait_trainable(version - bound, wait_s)
 
     def _tried(self, share: str, longest_s: float | None, wait_s: float, attempt: Callable[[float], bool]) -> object:
         with self.times.within(share):
@@ -111,13 +121,18 @@ class Task:
         inboxes = [self.inboxes[edge] for edge in edges]
         with self.times.within("transfer"):
             found = first_message(inboxes, 0.0)
-        if found is not None or wait_s == 0.0:
-            return found
-        with self.times.within(share):
-            return first_message(inboxes, wait_s)
+        if found is None and wait_s > 0.0:
+            with self.times.within(share):
+                found = first_message(inboxes, wait_s)
+        self._given = found[0] if found is not None else None
+        return found
 
-    def run(self, deadline_s: float, stopped: Callable[[], bool]) -> None:
-        """Run the program to its end.
+    def restart_deadline(self) -> None:
+        """Count the pending operation's wait from now on."""
+        self._since = self._clock()
+
+    def run(self, deadline_s: float, stopped: Callable[[], bool], is_paused: Callable[[], bool] = bool) -> None:
+        """Run the program to its end; a wait during a pause has no deadline.
 
         Raises:
             RunError: one operation waited longer than `deadline_s`, or `stopped` said so.
@@ -126,13 +141,14 @@ class Task:
             if not self.advance(SLICE_S) or self.found_nothing:
                 if stopped():
                     raise RunError(f"stopped while waiting on edge {self.waiting_on}")
-                if self.waiting_s > deadline_s:
+                if self.waiting_s > deadline_s and not is_paused():
                     raise RunError(
                         f"edge {self.waiting_on}: nothing moved for {self.waiting_s:.0f} s, expected within "
                         f"placement.deadline_s = {deadline_s:.0f}; look at the actor at its other end"
                     )
 
     def _resume(self, value: object) -> None:
+        given, self._given = self._given, None
         try:
             self._pending = self._program.send(value)
             if not self.found_nothing:
@@ -140,3 +156,5 @@ class Task:
         except StopIteration:
             self._pending = None
             self.is_done = True
+        if given is not None:
+            self.handled[given] += 1

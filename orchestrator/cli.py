@@ -96,6 +96,17 @@ def status(
 
 
 @app.command()
+def control(
+    run: Annotated[str, typer.Argument(help="run directory of a running job")],
+    words: Annotated[list[str], typer.Argument(help="key=value ..., or one of pause, resume, snapshot, stop")],
+) -> None:
+    """Change a running job: staleness, buffers, pause, resume, snapshot, stop."""
+    from orchestrator.control import ask
+
+    console.print(f"accepted: {ask(run, words)}")
+
+
+@app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -152,8 +163,10 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _print_result(summary: Summary) -> None:
     tested = "no test accuracy" if summary.test_accuracy is None else f"test accuracy {summary.test_accuracy:.2%}"
+    votes = summary.ensemble_accuracy
+    together = "" if votes in (None, summary.test_accuracy) else f", all heads together {votes:.2%}"
     console.print(
-        f"{summary.status}: {tested}, {summary.samples_per_s:,.0f} samples/s, results in {summary.run_dir}",
+        f"{summary.status}: {tested}{together}, {summary.samples_per_s:,.0f} samples/s, results in {summary.run_dir}",
         soft_wrap=True,
     )
 

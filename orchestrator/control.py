@@ -17,6 +17,7 @@ from typing import Any
 from actors.errors import UserError
 from orchestrator.config import RunConfig, changed
 from orchestrator.config.catalog import Catalog
+from orchestrator.config.legality import replay_settings
 from orchestrator.run_directory import RunDirectory, write_json
 
 ACTIONS = ("pause", "resume", "snapshot", "stop")
@@ -111,6 +112,16 @@ def check(config: RunConfig, request: Request, catalog: Catalog) -> RunConfig:
                 f"changing them would change what it computes"
             )
     return changed(config, request.values, catalog)
+
+
+def for_actors(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that actors change while they run, from a run's config."""
+    is_replay = config.schedule.name == "replay"
+    return {
+        "bound": config.staleness.max,
+        "capacity": config.buffers.capacity,
+        "replay": replay_settings(config.buffers) if is_replay else None,
+    }
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Metrics:
         self._writer = EventFileWriter(str(tensorboard))
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
+        self.events: list[dict[str, Any]] = []
 
     def observe(self, position: int, blocks: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the blocks' reports."""
@@ -43,6 +44,7 @@ class Metrics:
 
     def event(self, **facts: Any) -> None:
         """Record something that happened once."""
+        self.events.append({"time_s": self._time(), **facts})
         self._write({"kind": "event", "time_s": self._time(), **facts})
 
     def close(self) -> None:

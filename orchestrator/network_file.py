@@ -5,7 +5,8 @@ This is the one place where the orchestrator touches tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from actors.block import Block
 from actors.datasets.batches import EvalBatches
 from actors.datasets.loading import load_data
 from actors.errors import UserError
@@ -21,14 +23,15 @@ from actors.networks.body import Body
 from actors.networks.network import network_layers
 from actors.plugins import plugin_class
 from orchestrator.catalog import find_catalog
-from orchestrator.checkpoints import newest
+from orchestrator.checkpoints import Checkpoint, newest
 from orchestrator.config import RunConfig, load_config
+from orchestrator.plan import make_plan
 from orchestrator.run_directory import RunDirectory
-from orchestrator.specs import data_spec, network_spec
+from orchestrator.specs import block_spec, data_spec, network_spec
 
 
 def evaluate(run: str | Path) -> dict[str, Any]:
-    """Evaluate a run's newest checkpoint on its test and validation data.
+    """Evaluate a run's newest checkpoint on its test and validation data, block by block as the run did.
 
     Returns:
         Per split: `accuracy` (fraction of 1), `loss` (mean cross-entropy of the network's output), `num_samples`.
@@ -37,15 +40,14 @@ def evaluate(run: str | Path) -> dict[str, Any]:
         UserError: `run` is no run directory.
         RunError: it holds no checkpoint that verifies.
     """
-    config, state = _trained(run)
+    config, checkpoint = _trained(run)
+    threads = max(config.placement.threads, torch.get_num_threads())
     data = load_data(data_spec(config))
-    network = assemble(config, data.input_shape, data.num_classes)
-    network.load_named_state(state)
-    network.eval()
-    torch.set_num_threads(max(config.placement.threads, torch.get_num_threads()))
+    blocks = _restored_blocks(config, checkpoint)
+    torch.set_num_threads(threads)  # building a block sets its own
     splits = {"test": data.test, "validation": data.validation}
     size = config.evaluation.batch_size or config.data.batch_size
-    return {name: _evaluate(network, EvalBatches(split, size)) for name, split in splits.items() if split is not None}
+    return {name: _evaluate(blocks, EvalBatches(split, size)) for name, split in splits.items() if split is not None}
 
 
 def export(run: str | Path, file: str | Path) -> dict[str, Any]:
@@ -57,13 +59,16 @@ def export(run: str | Path, file: str | Path) -> dict[str, Any]:
         UserError: `run` is no run directory, or the file can't be written.
         RunError: the run holds no checkpoint that verifies.
     """
-    config, state = _trained(run)
+    config, checkpoint = _trained(run)
     rule = plugin_class("rule", name=config.rule.name, factory=config.rule.factory)
     if reason := getattr(rule, "no_export", ""):
         raise UserError(f"export: rule {config.rule.name or config.rule.factory!r} {reason}; use `unlocked evaluate`")
     path = Path(file)
     if path.suffix != ".safetensors":
         raise UserError(f"export: got {path}, expected a name that ends in .safetensors; rename the file")
+    state: dict[str, Tensor] = {}
+    for index in range(len(checkpoint.shards)):
+        state |= checkpoint.read(index)["body"]
     try:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     except (OSError, SafetensorError) as error:
@@ -81,23 +86,40 @@ def assemble(config: RunConfig, input_shape: tuple[int, ...], num_classes: int) 
     return Body(layers, seed=config.seed)
 
 
-def _trained(run: str | Path) -> tuple[RunConfig, dict[str, Tensor]]:
+def _trained(run: str | Path) -> tuple[RunConfig, Checkpoint]:
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
-    checkpoint = newest(directory.checkpoints)
-    state: dict[str, Tensor] = {}
-    for index in range(len(checkpoint.shards)):
-        block: Mapping[str, Any] = checkpoint.read(index)
-        state |= block["body"]
-    return config, state
+    return load_config([directory.config_yaml], [], find_catalog()), newest(directory.checkpoints)
 
 
-def _evaluate(network: Body, batches: EvalBatches) -> dict[str, Any]:
+def _restored_blocks(config: RunConfig, checkpoint: Checkpoint) -> list[Block]:
+    """Build the run's blocks on this machine's processor, as they were at the checkpoint."""
+    plan = make_plan(config)
+    blocks = []
+    for index, shape in enumerate(plan.shapes):
+        spec = block_spec(config, plan, index, "evaluation", checkpoint.folder)
+        machine = replace(spec.machine, device="cpu", compile=False)
+        block = Block(replace(spec, machine=machine, network=replace(spec.network, weights=None)), shape)
+        block.restore(checkpoint.read(index))
+        block.train(False)
+        blocks.append(block)
+    return blocks
+
+
+def _evaluate(blocks: Sequence[Block], batches: EvalBatches) -> dict[str, Any]:
     correct = loss = count = 0.0
     with torch.no_grad():
         for batch in batches:
-            scores = network(batch.inputs)  # [B, num_classes]
+            scores = _scores(blocks, batch.inputs)
             loss += float(torch.nn.functional.cross_entropy(scores, batch.labels, reduction="sum"))
             correct += int((scores.argmax(dim=1) == batch.labels).sum())
             count += len(batch.labels)
     return {"accuracy": correct / count, "loss": loss / count, "num_samples": int(count)}
+
+
+def _scores(blocks: Sequence[Block], h: Tensor) -> Tensor:
+    """Return the last block's output [B, num_classes] for the network's input h [B, ...]."""
+    for block in blocks:
+        entered = block.rule.enter_evaluation(block.on_device({"h": h})["h"])
+        with block.precision.autocast():
+            h = block.rule.leave(block.body(entered))
+    return h.float()

@@ -19,9 +19,12 @@ from typing import Any
 from actors.block_actor import checkpoint_folder
 from actors.errors import RunError, UserError
 from actors.shard import ShardFile
+from orchestrator import control
+from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import commit
 from orchestrator.cluster.contract import Assignment, Cluster, Ended, Request
 from orchestrator.config import RunConfig
+from orchestrator.ledger import edge_ledger
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
@@ -40,7 +43,7 @@ from orchestrator.summary import (
     weights_sha256,
 )  # fmt: skip
 from orchestrator.timeline import Clocks, timeline
-from orchestrator.wiring import SOURCE, block_name
+from orchestrator.wiring import SOURCE, Edge, block_name, is_forward
 
 REPORT_EVERY_S = 1.0
 SOURCE_CPUS = 0.01
@@ -68,7 +71,10 @@ class Orchestrator:
         self.facts: dict[str, Mapping[str, Any]] = {}
         self.clocks = Clocks()
         self.stop_asked = False
+        self.is_paused = False
         self.has_launched = False
+        self._logged: dict[str, int] = {}
+        self._committed: set[int] = set()
 
     def run(self) -> Summary:
         """Train to the end, or to the batch after a stop was asked for.
@@ -128,13 +134,44 @@ class Orchestrator:
         self.has_launched = True
         reported = 0.0
         while len(self.facts) < len(self.names) + 1:
-            for ended in self.cluster.poll(REPORT_EVERY_S):
+            for ended in self.cluster.poll(control.LOOK_EVERY_S):
                 self._accept(ended)
+            for request in control.waiting(self.directory):
+                self._control(request)
             if time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
+
+    def _control(self, request: control.Request) -> None:
+        """Validate what `unlocked control` asks for, queue it with the actors, and answer."""
+        try:
+            if request.action is not None:
+                self._act(request.action)
+                control.accept(request, request.action)
+                return
+            self.config = control.check(self.config, request, find_catalog())
+        except UserError as error:
+            control.refuse(request, str(error))
+            return
+        values = control.for_actors(self.config)
+        for name in self.names:
+            self.cluster.order(name, "set", values)
+        self.metrics.event(event="control", values=dict(request.values))
+        control.accept(request, ", ".join(f"{key}={value}" for key, value in request.values.items()))
+
+    def _act(self, action: str) -> None:
+        if action in ("pause", "resume"):
+            self.is_paused = action == "pause"
+            for name in (SOURCE, *self.names):
+                self.cluster.order(name, action)
+        elif action == "stop":
+            self.stop_asked = True
+            self.cluster.order(SOURCE, "stop")
+        else:
+            self.cluster.order(SOURCE, action)
+        self.metrics.event(event="control", action=action)
 
     def _reports(self) -> Mapping[str, Mapping[str, Any]]:
         asked = self.clocks.now()
@@ -156,7 +193,9 @@ class Orchestrator:
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
-        self._write_status("running", reports)
+        self._log_changes(blocks)
+        self._commit_snapshots(list(blocks.values()))
+        self._write_status("paused" if self.is_paused else "running", reports)
         self.progress.show(position, tested, blocks)
 
     def _position(self, reports: Mapping[str, Mapping[str, Any]]) -> tuple[int, float | None]:
@@ -168,19 +207,29 @@ class Orchestrator:
         known = found if self.plan.phase_batches is None else [None, *(value for value in found if value is not None)]
         return self.plan.position([block["version"] for block in blocks]), known[-1]
 
+    def _log_changes(self, blocks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record where a change of settings has applied."""
+        for name, facts in blocks.items():
+            for change in facts["applied"][self._logged.get(name, 0) :]:
+                self.metrics.event(event="applied", actor=name, **change)
+            self._logged[name] = len(facts["applied"])
+
+    def _commit_snapshots(self, blocks: list[Mapping[str, Any]]) -> None:
+        """Commit every position of which all blocks have written their snapshot."""
+        positions = set.intersection(*(set(facts["shards"]) for facts in blocks))
+        for position in sorted(positions - self._committed):
+            shards = [ShardFile(**facts["shards"][position]) for facts in blocks]
+            commit(self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id)
+            self._committed.add(position)
+
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
-        self._commit(blocks)
+        self._check_ledgers()
         summary = self._summarise(blocks)
         self.directory.write_timeline(timeline(self.facts, self.clocks))
         self.directory.write_summary(summary.as_dict())
         self._write_status(summary.status, self.facts)
         return summary
-
-    def _commit(self, blocks: list[Mapping[str, Any]]) -> None:
-        position = self.facts[SOURCE]["version"] - 1
-        shards = [ShardFile(**facts["shards"][position]) for facts in blocks]
-        commit(self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id)
 
     def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
         last = blocks[-1]
@@ -192,7 +241,7 @@ class Orchestrator:
         tested = last_evaluation(last, "test")
         return Summary(
             method=str(self.config.rule.name or self.config.rule.factory),
-            status="completed" if trained == self.num_batches else "stopped",
+            status="stopped" if self.stop_asked and trained < self.num_batches else "completed",
             test_accuracy=accuracy(tested),
             test_loss=mean_loss(tested),
             validation_accuracy=accuracy(last_evaluation(last, "validation")),
@@ -206,10 +255,23 @@ class Orchestrator:
             run_dir=str(self.directory.path),
             blocks=entries,
             edges=[
-                edge_entry(edge.name, self.facts[edge.producer], self.facts[edge.consumer])
+                edge_entry(edge.name, self.facts[edge.producer], self.facts[edge.consumer], self._bound(edge))
                 for edge in self.plan.wiring.edges
             ],
+            events=self.metrics.events,
         )
+
+    def _bound(self, edge: Edge) -> int | None:
+        """The staleness bound of an edge: activations between blocks have one, if any."""
+        return self.config.staleness.max if is_forward(edge) else None
+
+    def _check_ledgers(self) -> None:
+        """Report every edge whose messages don't add up."""
+        for edge in self.plan.wiring.edges:
+            sent, got = self.facts[edge.producer]["sends"], self.facts[edge.consumer]["receives"]
+            if wrong := edge_ledger(sent[edge.name], got[edge.name]).imbalance(edge.name):
+                self.metrics.event(event="imbalance", edge=edge.name, reason=wrong)
+                self.progress.say(wrong)
 
     def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
         batch, tested = self._position(reports)

@@ -19,7 +19,7 @@ from orchestrator.config import RunConfig, resolved, same_run
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
-    "run_id", "tensorboard", "checkpoints", "config.yaml",
+    "run_id", "tensorboard", "checkpoints", "control", "config.yaml",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class RunDirectory:
         self.timeline_json = path / "timeline.json"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
+        self.control = path / "control"
 
     @classmethod
     def create(cls, config: RunConfig, *, fresh: bool = False) -> RunDirectory:

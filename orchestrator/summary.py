@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from orchestrator.ledger import edge_ledger
+
 SCHEMA = 1
 
 
@@ -65,20 +67,15 @@ def block_entry(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def edge_entry(name: str, sender: Mapping[str, Any], receiver: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an edge's ledger: each message is in exactly one state."""
+def edge_entry(name: str, sender: Mapping[str, Any], receiver: Mapping[str, Any], bound: int | None) -> dict[str, Any]:
+    """Return an edge's part of the summary: its ledger, its size, its staleness beside the bound."""
     sent, got = sender["sends"][name], receiver["receives"][name]
     return {
         "name": name,
-        "sent": sent["sent"],
-        "trained": got["received"],
-        "buffered": got["buffered"],
-        "in_flight": sent["sent"] - got["received"] - got["buffered"],
-        "dropped": {},
-        "lost": 0,
+        **asdict(edge_ledger(sent, got)),
         "bytes": sent["bytes"],
         "duplicates": got["duplicates"],
-        "staleness": _staleness(got["staleness"]),
+        "staleness": _staleness(got["staleness"]) | {"bound": bound},
     }
 
 
@@ -86,7 +83,7 @@ def _staleness(counts: Mapping[Any, int]) -> dict[str, Any]:
     histogram = Counter({int(value): count for value, count in counts.items()})
     total = histogram.total()
     if not total:
-        return {"mean": 0.0, "p99": 0, "max": 0, "bound": None}
+        return {"mean": 0.0, "p99": 0, "max": 0, "histogram": {}}
     below, p99 = 0, 0
     for value in sorted(histogram):
         below += histogram[value]
@@ -94,7 +91,12 @@ def _staleness(counts: Mapping[Any, int]) -> dict[str, Any]:
         if below >= 0.99 * total:
             break
     mean = sum(value * count for value, count in histogram.items()) / total
-    return {"mean": mean, "p99": p99, "max": max(histogram), "bound": None}
+    return {
+        "mean": mean,
+        "p99": p99,
+        "max": max(histogram),
+        "histogram": {str(value): histogram[value] for value in sorted(histogram)},
+    }
 
 
 def last_evaluation(facts: Mapping[str, Any], split: str) -> Mapping[str, Any] | None:

@@ -20,6 +20,11 @@ class Edge:
     consumer: str
 
 
+def is_forward(edge: Edge) -> bool:
+    """Return whether an edge carries activations from one block to the next."""
+    return edge.producer != SOURCE and edge.consumer != SOURCE and ":" not in edge.name
+
+
 @dataclass(frozen=True)
 class Wiring:
     """All edges of a run, and each actor's view of them."""

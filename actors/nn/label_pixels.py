@@ -14,7 +14,7 @@ from torch.nn import functional
 
 def num_label_pixels(shape: tuple[int, ...]) -> int:
     """Return how many classes a sample of this shape can hold: the pixels of one channel."""
-    return math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    return math.prod(shape[1:] or shape)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _hidden(is_image: bool, width: int) -> list[nn.Module]:
 def _resizing(shape: tuple[int, ...], wanted: tuple[int, ...], kernel: int, *, bias: bool) -> list[nn.Module]:
     """A convolution from one image shape to another; it pools where no whole stride gives the size."""
     stride = [max(1, size // next_size) for size, next_size in zip(shape[1:], wanted[1:], strict=True)]
-    kernel = max(kernel, *(step // 2 * 2 + 1 for step in stride))  # no pixel is left out
+    kernel = max(kernel, *(2 * step - 1 for step in stride))  # no pixel is left out
     convolution = nn.Conv2d(shape[0], wanted[0], kernel, (stride[0], stride[1]), kernel // 2, bias=bias)
     reached = [math.ceil(size / step) for size, step in zip(shape[1:], stride, strict=True)]
     fits = reached == list(wanted[1:])

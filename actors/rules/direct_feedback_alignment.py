@@ -37,10 +37,10 @@ class DirectFeedbackAlignment(DirectFeedbackRule):
     def now(self, p: Pass, credit: Tensor | None) -> Sent:
         """Send the error dL/dscores [B, C] to all blocks and follow it, in the last block; else wait for it."""
         if not self.place.is_last:
-            return Sent(up=p.h)
+            return Sent()
         assert credit is not None, "the last block has the loss"
         self.follow(p, credit, exact=credit)
-        return Sent(up=p.h, down={self.place.index: {"error": credit}}, complete=True)
+        return Sent(down={self.place.index: {"error": credit}}, complete=True)
 
     def later(self, p: Pass, origin: int, tensors: Mapping[str, Tensor]) -> Sent:
         """Follow the output error of the batch."""

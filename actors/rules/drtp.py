@@ -32,4 +32,4 @@ class Drtp(DirectFeedbackRule):
         """Follow the labels, the last layer the loss's gradient `credit` [B, C], and pass the activation on."""
         target = one_hot(p.batch.labels, self.num_classes)
         self.follow(p, -target.to(p.h.dtype) / len(target), exact=credit)
-        return Sent(up=p.h, complete=True)
+        return Sent(complete=True)

@@ -11,7 +11,8 @@ Accuracy is the readout's. `ensemble_correct` counts the paper's other answer, t
 goodness of all hidden blocks but the first (of the first, if it is the only one) adds up highest.
 
 Unlike in the paper the readout sees the highest hidden block, not all but the first; wrong labels are drawn
-evenly, not by how likely the network finds them. With batch norm the streams share their statistics.
+evenly, not by how likely the network finds them. With batch norm the streams share their statistics. Meant for
+full layers: a convolution sees the label in a corner of the image only, and its goodness hardly tells labels apart.
 """
 
 from __future__ import annotations
@@ -33,19 +34,6 @@ from actors.seeds import seed_of
 STREAMS = 3
 
 
-class ForwardForwardConfig(RuleConfig):
-    """What a block's goodness is, and how it is used."""
-
-    goodness: Literal["sum", "mean"] = "sum"
-    """Of a sample's squared activations; `sum` makes the logistic steeper by the number of units."""
-    threshold: float = Field(default=0.1, gt=0)
-    """Mean square at which a sample counts as positive with probability one half; `sum`: once per unit."""
-    label_value: float = Field(default=1.0, gt=0)
-    """Of a label pixel that is on, as a pixel of the image before it was normalised: 0 is black, 1 white."""
-    label_votes: bool = True
-    """Evaluate by goodness too, which makes an evaluation num_classes + 1 times as large."""
-
-
 class ForwardForward(LearningRule):
     """Each block tells rightly from wrongly labelled images by how strongly it answers; nothing flows back."""
 
@@ -54,11 +42,21 @@ class ForwardForward(LearningRule):
     fewest_blocks = 2
     no_export = "needs label pixels in its input and length normalisation between blocks, which plain layers lack"
 
-    Config = ForwardForwardConfig
+    class Config(LearningRule.Config):
+        """What a block's goodness is, and how it is used."""
+
+        goodness: Literal["sum", "mean"] = "sum"
+        """Of a sample's squared activations; `sum` makes the logistic steeper by the number of units."""
+        threshold: float = Field(default=0.1, gt=0)
+        """Mean square at which a sample counts as positive with probability one half; `sum`: once per unit."""
+        label_value: float = Field(default=1.0, gt=0)
+        """Of a label pixel that is on, as a pixel of the image before it was normalised: 0 is black, 1 white."""
+        label_votes: bool = True
+        """Evaluate by goodness too, which makes an evaluation num_classes + 1 times as large."""
 
     def __init__(self, config: RuleConfig, place: Place, around: Around) -> None:
         super().__init__(config, place, around)
-        assert isinstance(config, ForwardForwardConfig)
+        assert isinstance(config, self.Config)
         self._settings = config
         self._num_classes = around.num_classes
         self._seed = 0
@@ -101,9 +99,9 @@ class ForwardForward(LearningRule):
         """Follow the goodness of the first two streams; in the last block follow the objective."""
         if credit is not None:
             p.vjp(credit, weights=True, input=False)
-            return Sent(up=p.h, complete=True)
+            return Sent(complete=True)
         p.vjp(self._goodness_gradient(p.h), weights=True, input=False)
-        return Sent(up=length_normalised(p.h), complete=True)
+        return Sent(complete=True)
 
     def _goodness_gradient(self, h: Tensor) -> Tensor:
         """Return the gradient of the goodness loss at h [3 B, ...]; zero for the neutral stream."""
@@ -121,7 +119,7 @@ class ForwardForward(LearningRule):
             return torch.cat([self._pixels.with_no_label(received), *self._under_every_label(received)])
         return received.chunk(self._num_evaluated)[0] if self.place.is_last else received
 
-    def leave_evaluation(self, h: Tensor) -> Tensor:
+    def leave(self, h: Tensor) -> Tensor:
         """Return what the next block gets, length-normalised; the last block's scores stay as they are."""
         return h if self.place.is_last else length_normalised(h)
 

@@ -23,4 +23,4 @@ class Local(LearningRule):
         """Apply the block's own credit to its weights and pass the activation on."""
         assert credit is not None, "a local rule needs an objective"
         p.vjp(credit, weights=True, input=False)
-        return Sent(up=p.h, complete=True)
+        return Sent(complete=True)

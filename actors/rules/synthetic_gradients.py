@@ -86,7 +86,7 @@ class SyntheticGradients(LearningRule):
         assert credit is not None, "the last block needs an objective"
         gradient = p.vjp(credit, weights=True, input=not self.place.is_first)
         down = {} if gradient is None else {self.place.index: {"gradient": gradient}}
-        return Sent(up=p.h, down=down, complete=True)
+        return Sent(down=down, complete=True)
 
     def predict(self, p: Pass) -> Tensor:
         """Return the synthetic gradient at `p.h` times the batch size, [B, ...], without a graph."""

@@ -76,7 +76,7 @@ class Cluster(Protocol):
         """Return a report of every actor that answers in time."""
         ...
 
-    def order(self, name: str, order: str) -> None:
+    def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
         ...
 

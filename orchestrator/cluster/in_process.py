@@ -93,9 +93,9 @@ class InProcessCluster:
         """Return every actor's report."""
         return {name: host.report() for name, host in self._hosts.items()}
 
-    def order(self, name: str, order: str) -> None:
+    def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
-        self._hosts[name].order(order)
+        self._hosts[name].order(order, values or {})
 
     def close(self) -> None:
         """Forget the actors and give the process its number of threads back."""

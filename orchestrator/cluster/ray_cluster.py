@@ -150,9 +150,9 @@ class RayCluster:
                 continue  # its run() reference tells why
         return found
 
-    def order(self, name: str, order: str) -> None:
+    def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
-        self._hosts[name].order.options(concurrency_group="control").remote(order)
+        self._hosts[name].order.options(concurrency_group="control").remote(order, values or {})
 
     def close(self) -> None:
         """Kill the actors, free the bundles, and end Ray if this cluster started it."""

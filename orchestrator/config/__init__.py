@@ -1,6 +1,7 @@
 """The config of a run: YAML files and overrides, merged and validated. Imports neither torch nor Ray."""
 
 from orchestrator.config.load import (
+    changed,
     config_from_mapping,
     expand_seeds,
     load_config,
@@ -12,6 +13,7 @@ from orchestrator.config.sections import RunConfig
 
 __all__ = [
     "RunConfig",
+    "changed",
     "config_from_mapping",
     "expand_seeds",
     "load_config",

@@ -67,6 +67,22 @@ def config_from_mapping(raw: Mapping[str, Any], catalog: Catalog) -> RunConfig:
     return config
 
 
+def changed(config: RunConfig, values: Mapping[str, Any], catalog: Catalog) -> RunConfig:
+    """Return a config with other values at dotted keys.
+
+    Raises:
+        UserError: as `config_from_mapping`.
+    """
+    raw = resolved(config)
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        place = raw
+        for part in section.split("."):
+            place = place.setdefault(part, {})
+        place[name] = value
+    return config_from_mapping(raw, catalog)
+
+
 def resolved(config: RunConfig) -> dict[str, Any]:
     """Return plain values that load back to an equal config; credentials are redacted."""
     plain = config.model_dump(mode="json", exclude_none=True)

@@ -131,10 +131,17 @@ Lines = Mapping[Key, Mapping[str, Any]]
 
 
 def method_names(folder: Path = METHODS) -> list[str]:
-    """Return all methods: the references first, then those with a target, then the others."""
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    """Return all methods: the references first, then those with a target, then the others.
+
+    Those under `replay` are left out: what they learn depends on timing, and stragglers are their subject.
+    """
+    names = sorted(path.stem for path in folder.glob("*.yaml") if not _is_replay(path))
     first = [*REFERENCES, *(name for targets in TARGET_GAPS.values() for name in targets)]
     return [*dict.fromkeys(name for name in first if name in names), *(n for n in names if n not in first)]
+
+
+def _is_replay(path: Path) -> bool:
+    return OmegaConf.select(OmegaConf.load(path), "schedule.name") == "replay"
 
 
 class MethodsPlan:

@@ -51,8 +51,8 @@ class RecordedChain(Chain):
             self.gradients[index].append(gradients_of(block.body))
             update(flags)
 
-        def now(*arguments, now=block.now):
-            sent = now(*arguments)
+        def learn(*arguments, learn=block.learn):
+            sent = learn(*arguments)
             self.most_open[index] = max(self.most_open[index], len(block.open))
             return sent
 
@@ -61,7 +61,7 @@ class RecordedChain(Chain):
                 self.head_gradients[index].append(gradients_of(block.objective))
             return step(group, *arguments)
 
-        block.update, block.now, block._step = update, now, step
+        block.update, block.learn, block._step = update, learn, step
 
     def message(self, batch_id, is_last):
         message = super().message(batch_id, is_last)

@@ -261,11 +261,11 @@ def test_the_only_feedback_is_one_error_per_batch_and_block():
     chain, sent = chain_of(DFA, network={**RELU, "blocks": 4}), []
     last = chain.blocks[3]
 
-    def now(message, raw=None, now=last.now):
-        sent.append(now(message, raw))
+    def learn(message, learn=last.learn):
+        sent.append(learn(message))
         return sent[-1]
 
-    last.now = now
+    last.learn = learn
     used = chain.train(0, 3)
     assert {edge for edge in used if "feedback" in edge} == {f"block3->block{j}:feedback3" for j in range(3)}
     assert [list(batch.down) for batch in sent] == [[3]] * 3

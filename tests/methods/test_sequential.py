@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import signal
 
 import pytest
 import torch
@@ -50,17 +51,17 @@ class Watched:
         self.uses, self.digests, self.modes = [], {}, []
         for j, block in enumerate(chain.blocks):
 
-            def now(message, raw=None, *, j=j, now=block.now):
+            def forward(message, raw=None, *, j=j, forward=block.forward):
                 self.uses.append((j, message.batch_id))
                 if message.batch_id % PHASE == 0:
                     self.digests[j] = [b.digests() for b in chain.blocks]
-                return now(message, raw)
+                return forward(message, raw)
 
             def forward_frozen(message, *, j=j, block=block, forward_frozen=block.forward_frozen):
                 self.modes.append((j, [m.training for part in block.evaluator.parts.all() for m in part.modules()]))
                 return forward_frozen(message)
 
-            block.now, block.forward_frozen = now, forward_frozen
+            block.forward, block.forward_frozen = forward, forward_frozen
         chain.train(0, chain.plan.num_batches if num_batches is None else num_batches)
         self.digests[len(chain.blocks)] = [b.digests() for b in chain.blocks]
 
@@ -299,7 +300,7 @@ def test_a_run_says_at_its_start_how_many_epochs_it_has_in_all(tmp_path, monkeyp
 
 
 class StoppedIn(InProcessCluster):
-    """Orders the source to stop as soon as a block has trained on some batches."""
+    """Presses Ctrl-C as soon as a block has trained on some batches."""
 
     def __init__(self, name):
         super().__init__()
@@ -310,7 +311,7 @@ class StoppedIn(InProcessCluster):
         statuses = self.reports()
         if not self.seen and statuses[self.name]["version"] > 1:
             self.seen.append(statuses)
-            self.order("source", "stop")
+            signal.raise_signal(signal.SIGINT)
         return ended
 
 

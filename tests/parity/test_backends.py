@@ -73,14 +73,14 @@ def test_a_slow_block_changes_no_weights(tmp_path, monkeypatch):
     expected = run(tmp_path / "expected")
     from actors.block import Block
 
-    now, calls = Block.now, []
+    forward, calls = Block.forward, []
 
     def slow(block, *received):
         if block.spec.index == 1:
             calls.append(sum(i * i for i in range(20_000)))
-        return now(block, *received)
+        return forward(block, *received)
 
-    monkeypatch.setattr(Block, "now", slow)
+    monkeypatch.setattr(Block, "forward", slow)
     assert block_weights(run(tmp_path / "slow")) == block_weights(expected)
     assert len(calls) == 22
 

@@ -35,5 +35,5 @@ def test_a_method_trains_every_block_to_the_end(tmp_path, method):
     sections = sections_of(method)
     num_batches = 11 * SMALL["training"]["epochs"]
     summary = run(tmp_path / "run", **sections)
-    assert [block["version"] for block in summary.blocks] == [num_batches] * len(summary.blocks)
+    assert [block["updates"] for block in summary.blocks] == [num_batches] * len(summary.blocks)
     assert summary.test_accuracy is not None

@@ -49,13 +49,12 @@ def theory_local(m, s):
 
 
 def theory_overlapping(m, s):
-    """Here a block pulls back twice: its own loss to its input within `now`, b / 2, and both losses to its weights, b.
+    """Here a block pulls back twice: its own loss to its input at once, b / 2, and both losses to its weights, b.
 
-    later_j(t) -> now_j(t + D) -> now_(j+1)(t + D) -> later_j(t + D), D = 1 + floor(s); the last block's `now`
-    pulls back once, b. At s = 0 two blocks take turns.
+    later_j(t) -> F_j(t + D) -> F_(j+1)(t + D), what it pulls back at once -> later_j(t + D), D = 1 + floor(s);
+    the activation leaves between the two, and the last block pulls back all at once, b.
     """
-    now, later = F + B / 2, B
-    return max(now + later, (later + now + max(now, F + B) + 2 * m) / feedback_delay(1, s))
+    return max(F + B / 2 + B, (B + 2 * F + B + 2 * m) / feedback_delay(1, s))
 
 
 def theory_dfa(m, s):
@@ -65,13 +64,13 @@ def theory_dfa(m, s):
 
 
 def theory_dni(m, s):
-    """A block's synthesizer waits for what its neighbour finds at once: now_j, now_(j+1) and two messages for D."""
-    return max(F + B, (2 * (F + B) + 2 * m) / feedback_delay(1, s))
+    """A synthesizer waits for what the neighbour finds at once: F_j, F_(j+1), B_(j+1) and two messages for D."""
+    return max(F + B, (2 * F + B + 2 * m) / feedback_delay(1, s))
 
 
 def theory_dni_fully_unlocked(m, s):
-    """As DNI, but now_(j+1) waits for the activation of the batch before (E = 1): D + 1 batches."""
-    return max(F + B, (2 * (F + B) + 2 * m) / (feedback_delay(1, s) + 1))
+    """As DNI, but F_(j+1) waits for the activation of the batch before (E = 1): D + 1 batches."""
+    return max(F + B, (2 * F + B + 2 * m) / (feedback_delay(1, s) + 1))
 
 
 RULES = {
@@ -109,7 +108,7 @@ def test_a_delay_of_half_a_batch_per_hop_is_rounded_down_block_by_block(s):
         ("synthetic_gradients", {}, 2, 0.3, 3.0),
         ("direct_feedback_alignment", {}, 2, 0.3, 3.0),
         ("local", {}, 0, 0.3, 3.0),
-        ("backprop", OVERLAPPING, 0, 0.0, 7.0),
+        ("backprop", OVERLAPPING, 0, 0.0, 6.0),
         ("backprop", OVERLAPPING, 2, 0.3, 4.0),
     ],
 )
@@ -175,7 +174,7 @@ def test_the_raw_input_of_a_late_block_does_not_hold_up_the_first_one(capacity):
 def test_with_synthetic_inputs_the_last_block_starts_with_the_first():
     plain = predict("synthetic_gradients", num_blocks=K, message_s=0.3, num_batches=4)
     unlocked = predict("synthetic_gradients", {"synthetic_inputs": True}, num_blocks=K, message_s=0.3, num_batches=4)
-    assert plain.starts[-1][0] == pytest.approx((K - 1) * (F + B) + K * 0.3)
+    assert plain.starts[-1][0] == pytest.approx((K - 1) * F + K * 0.3), "an activation leaves before its block learns"
     assert unlocked.starts[-1][0] == unlocked.starts[0][0] == pytest.approx(0.3)
 
 
@@ -204,7 +203,7 @@ def test_spans_fill_an_actors_time_without_overlap():
         computed = sum(span[4] - span[3] for span in spans if span[0] == "compute")
         assert computed == pytest.approx(24 * (F + B))
         work = {span[1] for span in spans if span[0] == "compute"}
-        assert work == ({"forward", "feedback"} if index < 2 else {"forward"})
+        assert work == ({"forward", "feedback"} if index < 2 else {"forward", "learn"})
 
 
 # ---------------------------------------------------------------- the passes cost what the real ones do

@@ -18,15 +18,28 @@ from orchestrator.summary import (
 
 DIGESTS = {"conv1.weight": "a1", "conv1.bias": "b2", "conv2.weight": "c3", "output.weight": "d4"}
 
+RECEIVED = {
+    "received": 6,
+    "arrived": 2,
+    "trained": 4,
+    "held": 1,
+    "dropped": {"full": 1},
+    "duplicates": 1,
+    "staleness": {},
+}
+
 
 def staleness(counts):
     sent = {"sends": {"e": {"sent": 9, "bytes": 640}}}
-    received = {"received": 6, "buffered": 2, "duplicates": 1, "staleness": counts}
-    return edge_entry("e", sent, {"receives": {"e": received}})["staleness"]
+    received = {**RECEIVED, "staleness": counts}
+    found = edge_entry("e", sent, {"receives": {"e": received}}, 9)["staleness"]
+    assert found.pop("bound") == 9
+    assert found.pop("histogram") == {str(value): counts[value] for value in sorted(counts, key=int)}
+    return found
 
 
 def test_staleness_of_nothing_is_zero():
-    assert staleness({}) == {"mean": 0.0, "p99": 0, "max": 0, "bound": None}
+    assert staleness({}) == {"mean": 0.0, "p99": 0, "max": 0}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +69,7 @@ def test_a_histogram_that_went_through_json_has_text_keys_and_counts_the_same():
 
 def test_every_message_of_an_edge_is_in_exactly_one_state():
     sent = {"sends": {"e": {"sent": 9, "bytes": 640}}}
-    received = {"receives": {"e": {"received": 6, "buffered": 2, "duplicates": 1, "staleness": {}}}}
-    entry = edge_entry("e", sent, received)
+    entry = edge_entry("e", sent, {"receives": {"e": RECEIVED}}, None)
     parts = entry["trained"] + entry["buffered"] + entry["in_flight"] + sum(entry["dropped"].values()) + entry["lost"]
     assert parts == entry["sent"] == 9 and entry["in_flight"] == 1
     assert (entry["name"], entry["bytes"], entry["duplicates"]) == ("e", 640, 1)

@@ -1,0 +1,153 @@
+"""Replay, staleness and what arrives when it arrives: whole runs, over both clusters."""
+
+import pytest
+
+from actors.task import Task
+from tests.runs import block_weights, run
+
+CHAIN = {"blocks": 3}
+ONCE = {"order": "fifo", "max_reuse": 1, "on_full": "block", "capacity": 1}
+POLICIES = {
+    "blocks": {"on_full": "block", "max_reuse": 2, "capacity": 3},
+    "drops the oldest": {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 3},
+    "drops the newest": {"on_full": "drop_newest", "max_reuse": 3, "capacity": 2},
+    "uniform without end": {"on_full": "drop_oldest", "order": "uniform", "capacity": 4},
+    "limited": {"on_full": "drop_oldest", "max_reuse": 4, "samples_per_insert": 2.0, "capacity": 5},
+    "few bytes": {"on_full": "drop_oldest", "capacity": 9, "capacity_bytes": 40_000},
+}
+BATCHES = 22
+
+
+def forward_edges(summary):
+    return [edge for edge in summary.edges if edge["staleness"]["bound"] is not None]
+
+
+def assert_balanced(summary):
+    assert not [event for event in summary.events if event["event"] == "imbalance"]
+    for edge in summary.edges:
+        parts = edge["trained"] + edge["buffered"] + edge["in_flight"] + sum(edge["dropped"].values()) + edge["lost"]
+        assert parts == edge["sent"] and edge["lost"] == 0, edge
+
+
+# ---------------------------------------------------------------- a bound under first in, first out
+
+
+@pytest.mark.parametrize("rule", ["local", "backprop"])
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_a_bound_changes_no_weight_and_is_kept(tmp_path, rule, bound):
+    free = run(tmp_path / "free", rule={"name": rule}, network=CHAIN)
+    paced = run(tmp_path / "paced", rule={"name": rule}, network=CHAIN, staleness={"max": bound})
+    assert block_weights(paced) == block_weights(free)
+    assert len(forward_edges(paced)) == 2
+    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
+    assert_balanced(paced)
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_bound_is_kept_over_ray(tmp_path, ray_cluster, bound):
+    free = run(tmp_path / "free", network=CHAIN)
+    slow = {"slow": [{"block": 1, "factor": 4}]}
+    paced = run(tmp_path / "paced", cluster=ray_cluster, network=CHAIN, staleness={"max": bound}, faults=slow)
+    assert block_weights(paced) == block_weights(free)
+    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
+
+
+def test_without_a_bound_a_slow_block_sees_stale_messages(tmp_path, ray_cluster):
+    """The control of the test above: the same run without pacing goes beyond the bound."""
+    slow = {"slow": [{"block": 1, "factor": 4}]}
+    free = run(tmp_path / "run", cluster=ray_cluster, network=CHAIN, faults=slow)
+    stale = {edge["name"]: edge["staleness"]["max"] for edge in free.edges}
+    assert stale["block0->block1"] > 2
+
+
+# ---------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_replay_trains_every_block_to_its_end_and_loses_count_of_nothing(tmp_path, policy):
+    summary = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=POLICIES[policy])
+    assert summary.status == "completed"
+    assert [block["updates"] for block in summary.blocks] == [BATCHES] * 3
+    assert summary.test_accuracy is not None
+    assert_balanced(summary)
+
+
+@pytest.mark.parametrize("policy", ["blocks", "drops the oldest", "uniform without end"])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_replay_keeps_its_bound(tmp_path, policy, bound):
+    summary = run(
+        tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=POLICIES[policy], staleness={"max": bound}
+    )
+    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(summary))
+    assert [block["updates"] for block in summary.blocks] == [BATCHES] * 3
+    assert_balanced(summary)
+
+
+def test_replay_over_ray_goes_on_beside_a_slow_block(tmp_path, ray_cluster):
+    slow = {"slow": [{"block": 1, "factor": 5}]}
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 3}
+    summary = run(
+        tmp_path / "run", cluster=ray_cluster, network=CHAIN, schedule={"name": "replay"}, buffers=own, faults=slow
+    )
+    assert [block["updates"] for block in summary.blocks] == [BATCHES] * 3
+    assert_balanced(summary)
+
+
+@pytest.mark.parametrize("backend", ["in_process", "ray"])
+def test_each_message_once_and_in_order_equals_the_pipeline(tmp_path, ray_cluster, backend):
+    """T22: a buffer of one message, used once, is first in, first out."""
+    cluster = ray_cluster if backend == "ray" else None
+    pipeline = run(tmp_path / "pipeline", network=CHAIN)
+    replay = run(tmp_path / "replay", cluster=cluster, network=CHAIN, schedule={"name": "replay"}, buffers=ONCE)
+    assert block_weights(replay) == block_weights(pipeline)
+
+
+def test_a_message_is_used_again_when_nothing_new_comes(tmp_path):
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 3, "order": "lifo"}
+    summary = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=own)
+    first = summary.edges[0]
+    assert first["trained"] < first["sent"], "some batches were never trained on, so others were used again"
+
+
+# ---------------------------------------------------------------- as it arrives
+
+
+@pytest.mark.parametrize("rule", ["backprop", "synthetic_gradients", "direct_feedback_alignment"])
+@pytest.mark.parametrize("schedule", ["pipeline", "replay"])
+def test_feedback_as_it_arrives_trains_to_the_end(tmp_path, ray_cluster, rule, schedule):
+    summary = run(
+        tmp_path / "run", cluster=ray_cluster, rule={"name": rule}, network=CHAIN,
+        schedule={"name": schedule, "feedback": "as_it_arrives"},
+    )  # fmt: skip
+    assert summary.status == "completed"
+    assert [block["updates"] for block in summary.blocks] == [BATCHES] * 3
+    assert_balanced(summary)
+
+
+def test_one_block_at_a_time_in_process_meets_late_feedback_and_learns(tmp_path):
+    own = {"name": "pipeline", "feedback": "as_it_arrives"}
+    late = run(tmp_path / "late", rule={"name": "backprop"}, network=CHAIN, schedule=own)
+    exact = run(tmp_path / "exact", rule={"name": "backprop"}, network=CHAIN)
+    assert late.test_accuracy > 0.35 and exact.test_accuracy > 0.5, "four classes"
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_a_message_that_a_program_mislays_is_reported(tmp_path, monkeypatch):
+    """Broken on purpose: one message is taken from its edge and never given to the program."""
+    received, mislaid = Task._received, []
+
+    def mislaying(task, edges, share, wait_s):
+        found = received(task, edges, share, wait_s)
+        if found is not None and found[0] == "block0->block1" and found[1].batch_id == 5 and not mislaid:
+            mislaid.append(found)
+            task.handled["block0->block1"] -= 1
+        return found
+
+    monkeypatch.setattr(Task, "_received", mislaying)
+    summary = run(tmp_path / "run", network=CHAIN)
+    assert len(mislaid) == 1
+    wrong = [event for event in summary.events if event["event"] == "imbalance"]
+    assert [event["edge"] for event in wrong] == ["block0->block1"]
+    assert "1 lost; that does not add up" in wrong[0]["reason"]
