@@ -121,7 +121,7 @@ class ReplayProgram:
 
     def _fetch(self, *, wait: bool) -> Program:
         """Put what has arrived into the buffer as long as that takes any; wait for the first if told to."""
-        while not self._has_ended and self.buffer.takes():
+        while not self._has_ended and not self._has_enough and self.buffer.takes():
             message = self._waiting
             if message is None:
                 message = yield from self._arrival(wait)
