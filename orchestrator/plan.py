@@ -21,7 +21,7 @@ from actors.objective import Objective
 from actors.plugins import plugin_class
 from actors.spec import RawInput
 from orchestrator.config import RunConfig
-from orchestrator.specs import data_spec, network_spec
+from orchestrator.specs import data_spec, is_unordered, network_spec
 from orchestrator.wiring import Wiring, wire
 
 
@@ -72,6 +72,11 @@ def make_plan(config: RunConfig) -> Plan:
             f"{len(data.train)}, and batch norm needs two; choose another batch size or data.limit"
         )
     needs = _needs(config, len(blocks))
+    if is_unordered(config) and any("raw_input" in need.fields for need in needs):
+        raise UserError(
+            f"objective: {config.objective.name or config.objective.factory!r} needs the network's input beside the "
+            f"activation, and schedule {config.schedule.name!r} uses batches out of order; use schedule.name=pipeline"
+        )
     epochs, is_sequential = config.training.epochs, config.schedule.name == "sequential"
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),

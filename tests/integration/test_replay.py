@@ -2,6 +2,7 @@
 
 import pytest
 
+from actors.errors import UserError
 from actors.task import Task
 from tests.runs import block_weights, run
 
@@ -105,6 +106,13 @@ def test_a_message_is_used_again_when_nothing_new_comes(tmp_path):
     summary = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=own)
     first = summary.edges[0]
     assert first["trained"] < first["sent"], "some batches were never trained on, so others were used again"
+
+
+def test_an_objective_that_needs_the_raw_input_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"objective: 'infopro' needs the network's input .* use schedule\.name=pipeline"
+    ):
+        run(tmp_path / "run", network=CHAIN, objective={"name": "infopro"}, schedule={"name": "replay"})
 
 
 # ---------------------------------------------------------------- as it arrives
