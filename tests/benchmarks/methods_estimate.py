@@ -13,7 +13,7 @@ START_S = 1.5
 EVALUATION_COST = 1 / 3
 """Of a sample, where training on it costs 1."""
 BATCH_S: Mapping[str, Mapping[str, float]] = {
-    "methods": {"cnn": 0.13, "mlp": 0.022},
+    "methods": {"cnn": 0.072, "mlp": 0.014},
     "methods_short": {"cnn": 0.012, "mlp": 0.006},
 }
 """File of results -> network -> seconds of one core for a batch of decoupled greedy learning."""
@@ -57,17 +57,17 @@ def _done(unit: Unit, lines: list[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _seconds(plan: MethodsPlan, unit: Unit, phase: str, done: Mapping[str, list[float]]) -> float:
     """Scale what a run of the same method took by the samples that it trains on, else guess."""
-    work = {name: _work(plan, name) for name in ("tuning", "final")}
+    work = {name: _work(plan, unit.network, name) for name in ("tuning", "final")}
     for known in (phase, *work):
         if took := [spent for spent in done.get(known, []) if spent > 0]:
             return START_S + statistics.fmean(took) * work[phase] / work[known]
     batch = BATCH_S[plan.budget.name][unit.network] * COST[unit.network].get(unit.method, 1.0)
-    return START_S + batch * work[phase] / plan.batch_size(unit.network)
+    return START_S + batch * work[phase] / plan.budget.batch_size
 
 
-def _work(plan: MethodsPlan, phase: str) -> float:
+def _work(plan: MethodsPlan, network: str, phase: str) -> float:
     """Samples of a run, an evaluated one counted at its cost."""
-    budget = plan.budget
+    budget, own = plan.budget, plan.budget.networks[network]
     if phase == "tuning":
-        return budget.tuning_samples * budget.epochs + EVALUATION_COST * budget.validation_samples
-    return budget.final_samples * budget.epochs + EVALUATION_COST * budget.test_samples
+        return own.tuning_samples * budget.epochs + EVALUATION_COST * budget.validation_samples
+    return own.final_samples * budget.epochs + EVALUATION_COST * budget.test_samples

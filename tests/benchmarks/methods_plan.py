@@ -27,8 +27,27 @@ from tests.benchmarks.methods_targets import REFERENCES, TARGET_GAPS
 
 ROOT = Path(__file__).parents[2]
 METHODS = ROOT / "configs/methods"
+LEARNT_FROM = ("seed", "data", "network", "rule", "objective", "schedule", "optimizer", "training")
+"""Sections of a config on which the weights of a run depend: first in, first out, the others change none."""
 Key = tuple[str, str]
 """Phase and config hash: what makes a run the same run."""
+
+
+@dataclass(frozen=True)
+class NetworkBudget:
+    """What every method gets on one network.
+
+    Args:
+        config: file with the network.
+        tuning_samples: trained on while the rates are chosen.
+        final_samples: trained on in a final run.
+        timed_batches: of a run over Ray whose pace is taken.
+    """
+
+    config: str
+    tuning_samples: int
+    final_samples: int
+    timed_batches: int = 100
 
 
 @dataclass(frozen=True)
@@ -38,29 +57,25 @@ class Budget:
     Args:
         name: of the file of results.
         data: as the table calls it.
-        networks: config file by network; the order in which they are run.
+        networks: by name, in the order in which they are run.
+        batch_size: samples per batch.
         epochs: passes over the training samples, of tuning and of final runs.
         tuning_runs: runs to choose the rates, for each method.
-        tuning_samples: trained on while the rates are chosen.
         validation_samples: held out, judged by while the rates are chosen.
-        final_samples: trained on in a final run.
         test_samples: read once at the end of a final run.
         seeds: of the final runs; each draws its own samples.
         tuning_seed: another one.
-        timed_batches: of a run over Ray whose pace is taken, by network.
-        timed_runs: such runs per method.
+        timed_runs: runs per method whose pace is taken.
     """
 
     name: str
     data: str
-    networks: Mapping[str, str]
+    networks: Mapping[str, NetworkBudget]
+    batch_size: int
     epochs: int
     tuning_runs: int
-    tuning_samples: int
     validation_samples: int
-    final_samples: int
     test_samples: int
-    timed_batches: Mapping[str, int]
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
     timed_runs: int = 3
@@ -69,26 +84,28 @@ class Budget:
 FULL = Budget(
     name="methods",
     data="Fashion-MNIST",
-    networks={"cnn": "configs/fashion_mnist_cnn.yaml", "mlp": "configs/fashion_mnist_mlp.yaml"},
+    networks={
+        "cnn": NetworkBudget("configs/fashion_mnist_cnn.yaml", 4800, 12800, timed_batches=60),
+        "mlp": NetworkBudget("configs/fashion_mnist_mlp.yaml", 8000, 20000),
+    },
+    batch_size=64,
     epochs=5,
     tuning_runs=4,
-    tuning_samples=3200,
     validation_samples=3000,
-    final_samples=8192,
     test_samples=10000,
-    timed_batches={"cnn": 40, "mlp": 100},
 )
 SHORT = Budget(
     name="methods_short",
     data="digits",
-    networks={"cnn": "configs/digits_cnn.yaml", "mlp": "configs/digits_mlp.yaml"},
+    networks={
+        "cnn": NetworkBudget("configs/digits_cnn.yaml", 1184, 1184),
+        "mlp": NetworkBudget("configs/digits_mlp.yaml", 1184, 1184),
+    },
+    batch_size=32,
     epochs=8,
     tuning_runs=3,
-    tuning_samples=1184,
     validation_samples=253,
-    final_samples=1184,
     test_samples=360,
-    timed_batches={"cnn": 100, "mlp": 100},
     seeds=(0,),
     timed_runs=1,
 )
@@ -117,8 +134,9 @@ class Job:
 
     @cached_property
     def config_hash(self) -> str:
-        """16 digits of the SHA-256 of the config, where it runs and writes left out."""
-        plain = {key: value for key, value in resolved(self.config).items() if key not in ("run_dir", "placement")}
+        """16 digits of the SHA-256 of what the weights depend on."""
+        whole = resolved(self.config)
+        plain = {name: whole[name] for name in LEARNT_FROM}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -201,10 +219,6 @@ class MethodsPlan:
                 if unit.refused is None:
                     yield self._job(unit, "throughput", repetition, dict(unit.rates))
 
-    def batch_size(self, network: str) -> int:
-        """Return the samples in a batch."""
-        return self._raw(network, REFERENCES[0])["data"]["batch_size"]
-
     def all_runs(self, unit: Unit) -> dict[str, int]:
         """Return how many runs a method gets in each phase."""
         return {"tuning": self.budget.tuning_runs, "final": len(self.budget.seeds)} if unit.refused is None else {}
@@ -274,16 +288,18 @@ class MethodsPlan:
 
     def _phase_settings(self, phase: str, network: str) -> dict[str, Any]:
         """What a phase says by dotted key; the last evaluation, at the end of the run, is the only one."""
-        budget, always = self.budget, {"evaluation.every_epochs": 0, "placement.threads": 1}
+        budget, own = self.budget, self.budget.networks[network]
+        always = {
+            "data.batch_size": budget.batch_size, "training.epochs": budget.epochs, "evaluation.every_epochs": 0,
+            "placement.threads": 1, "placement.backend": "in_process",
+        }  # fmt: skip
         if phase == "throughput":
-            samples = budget.timed_batches[network] * self.batch_size(network)
-            own = {"data.limit": samples, "training.epochs": 1, "evaluation.splits": []}
-            return always | own | {"placement.backend": "ray"}
-        always |= {"training.epochs": budget.epochs, "placement.backend": "in_process"}
+            timed = {"data.limit": own.timed_batches * budget.batch_size, "training.epochs": 1}
+            return always | timed | {"evaluation.splits": [], "placement.backend": "ray"}
         if phase == "final":
-            return always | {"data.limit": budget.final_samples, "evaluation.splits": ["test"]}
+            return always | {"data.limit": own.final_samples, "evaluation.splits": ["test"]}
         return always | {
-            "data.limit": budget.tuning_samples + budget.validation_samples,
+            "data.limit": own.tuning_samples + budget.validation_samples,
             "data.validation": budget.validation_samples,
             "evaluation.splits": ["validation"],
         }
@@ -298,7 +314,7 @@ class MethodsPlan:
     def _raw(self, network: str, method: str) -> dict[str, Any]:
         """Read the two files of a unit once; that is most of the time that a config takes."""
         if (network, method) not in self._files:
-            files = [ROOT / self.budget.networks[network], self.folder / f"{method}.yaml"]
+            files = [ROOT / self.budget.networks[network].config, self.folder / f"{method}.yaml"]
             merged = OmegaConf.merge(*(OmegaConf.load(file) for file in files))
             self._files[network, method] = OmegaConf.to_container(merged)  # type: ignore[assignment]
         return self._files[network, method]

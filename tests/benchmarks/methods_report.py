@@ -29,7 +29,7 @@ def report(plan: MethodsPlan, lines: Lines, causes: Causes) -> str:
         units = [unit for unit in plan.units if unit.network == network]
         refused = {unit.method: unit.refused for unit in units if unit.refused is not None}
         found = rows(current, network, [unit.method for unit in units])
-        parts.append(f"**{network.upper()}** (`{plan.budget.networks[network]}`)")
+        parts.append(f"**{network.upper()}** {_trained_on(plan.budget, network)}")
         parts.append(markdown(found, causes, refused))
     return "\n\n".join([*parts, LEGEND])
 
@@ -39,10 +39,17 @@ def _made(budget: Budget, current: list[Mapping[str, Any]]) -> str:
     machines = sorted({f"{x['machine']['cores']} cores of {x['machine']['processor']}" for x in current})
     final = sum(line["phase"] == "final" for line in current)
     return (
-        f"{budget.data}, {budget.final_samples:,} training samples, {budget.epochs} epochs, seeds "
-        f"{', '.join(map(str, budget.seeds))}, {final} final runs. For every method {budget.tuning_runs} runs on "
-        f"{budget.tuning_samples:,} samples choose the rates on {budget.validation_samples:,} validation samples; the "
-        f"test data are read once per final run. Commit {', '.join(commits)}. {', '.join(machines)}".strip()
+        f"{budget.data}, batches of {budget.batch_size}, {budget.epochs} epochs, seeds "
+        f"{', '.join(map(str, budget.seeds))}, {final} final runs. For every method {budget.tuning_runs} shorter runs "
+        f"choose the rates on {budget.validation_samples:,} validation samples; the test data are read once per final "
+        f"run. Commit {', '.join(commits)}. {', '.join(machines)}".strip()
+    )
+
+
+def _trained_on(budget: Budget, network: str) -> str:
+    own = budget.networks[network]
+    return (
+        f"(`{own.config}`, {own.final_samples:,} training samples; {own.tuning_samples:,} while the rates are chosen)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -49,6 +50,7 @@ def perform(job: Job, commit: str, cluster: Cluster | None = None) -> dict[str, 
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].replace(folder, "")
             return line | {"status": "failed", "reason": reason} | surroundings()
+    gc.collect()  # a finished run is a ring of objects, and a worker does hundreds
     if summary.status != "completed":
         return None
     spent = {"cpu_s": round(time.process_time() - since, 2)} if cluster is None else {}

@@ -17,7 +17,8 @@ from tests.benchmarks.methods_results import Results
 from tests.benchmarks.methods_runs import perform
 from tests.runs import config_of, run
 
-SMALL = replace(SHORT, epochs=1, tuning_samples=128, validation_samples=64, final_samples=160, seeds=(0, 1, 2))
+FEW_SAMPLES = {name: replace(own, tuning_samples=128, final_samples=160) for name, own in SHORT.networks.items()}
+SMALL = replace(SHORT, epochs=1, networks=FEW_SAMPLES, validation_samples=64, seeds=(0, 1, 2))
 FEW = ["backprop", "dgl", "shallow"]
 
 
@@ -142,9 +143,10 @@ def test_tuning_sees_validation_data_only_and_final_runs_test_data_only(plan):
 def test_all_methods_train_equally_long_on_equally_many_samples(full_plan):
     done = carry_out(full_plan, {}, most=len(full_plan.units) * (FULL.tuning_runs + 1))
     assert len({(job.network, job.method) for job in done if job.phase == "final"}) == len(full_plan.units)
-    for phase, samples in (("tuning", 3200 + 3000), ("final", 8192)):
-        own = [job.config for job in done if job.phase == phase]
-        assert {(c.training.epochs, c.data.limit, c.data.batch_size) for c in own} == {(5, samples, 128)}
+    expected = {("tuning", "cnn"): 7800, ("final", "cnn"): 12800, ("tuning", "mlp"): 11000, ("final", "mlp"): 20000}
+    for (phase, network), samples in expected.items():
+        own = [job.config for job in done if (job.phase, job.network) == (phase, network)]
+        assert {(c.training.epochs, c.data.limit, c.data.batch_size) for c in own} == {(5, samples, 64)}
     assert {job.config.network.blocks for job in done if job.method != "chunked_local"} == {4}
     assert {job.config.network.blocks for job in done if job.method == "chunked_local"} == {2}
 
