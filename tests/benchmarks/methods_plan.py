@@ -85,8 +85,8 @@ FULL = Budget(
     name="methods",
     data="Fashion-MNIST",
     networks={
-        "cnn": NetworkBudget("configs/fashion_mnist_cnn.yaml", 4800, 12800, timed_batches=60),
-        "mlp": NetworkBudget("configs/fashion_mnist_mlp.yaml", 8000, 20000),
+        "cnn": NetworkBudget("configs/fashion_mnist_cnn.yaml", 3200, 8192, timed_batches=60),
+        "mlp": NetworkBudget("configs/fashion_mnist_mlp.yaml", 6400, 16000),
     },
     batch_size=64,
     epochs=5,

@@ -143,7 +143,7 @@ def test_tuning_sees_validation_data_only_and_final_runs_test_data_only(plan):
 def test_all_methods_train_equally_long_on_equally_many_samples(full_plan):
     done = carry_out(full_plan, {}, most=len(full_plan.units) * (FULL.tuning_runs + 1))
     assert len({(job.network, job.method) for job in done if job.phase == "final"}) == len(full_plan.units)
-    expected = {("tuning", "cnn"): 7800, ("final", "cnn"): 12800, ("tuning", "mlp"): 11000, ("final", "mlp"): 20000}
+    expected = {("tuning", "cnn"): 6200, ("final", "cnn"): 8192, ("tuning", "mlp"): 9400, ("final", "mlp"): 16000}
     for (phase, network), samples in expected.items():
         own = [job.config for job in done if (job.phase, job.network) == (phase, network)]
         assert {(c.training.epochs, c.data.limit, c.data.batch_size) for c in own} == {(5, samples, 64)}
