@@ -85,7 +85,7 @@ FULL = Budget(
     name="methods",
     data="Fashion-MNIST",
     networks={
-        "cnn": NetworkBudget("configs/fashion_mnist_cnn.yaml", 3200, 8192, timed_batches=60),
+        "cnn": NetworkBudget("configs/fashion_mnist_cnn_small.yaml", 3200, 8192, timed_batches=60),
         "mlp": NetworkBudget("configs/fashion_mnist_mlp.yaml", 6400, 16000),
     },
     batch_size=64,
