@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from actors.block_state import read_state, take_state
 from actors.errors import MispairedMessage
 from actors.evaluation import VOTES, Evaluation, Evaluator, Parts
+from actors.finiteness import Finiteness
 from actors.learning_rule import Around, Batch, LearningRule, Sent
 from actors.messages import Flags, Message
 from actors.module_pass import Late, ModulePass
@@ -52,6 +53,7 @@ class Block:
         self.accumulated = {"weights": 0, "heads": 0, "synthesizer": 0}
         self.head_updates = 0
         self.synthesizer_updates = 0
+        self.finiteness = Finiteness(spec.index, is_skipping=spec.on_nonfinite == "skip")
         self._apply_machine()
         layers = network_layers(spec.network, spec.raw.shape, spec.num_classes, spec.seed)
         body = Body([layer for layer in layers if layer.name in set(spec.layers)], seed=spec.seed)
@@ -148,9 +150,13 @@ class Block:
         received = self.on_device({"h": message.tensors["h"]})["h"]
         if "raw_input" in self.spec.fields:
             fields["raw_input"] = received if raw is None else self.on_device({"h": raw})["h"]
-        p = self.make_pass(received, Batch(message.batch_id, message.version, fields))
+        self.finiteness.batch_id = message.batch_id
+        with self.finiteness.guarded(self.body):
+            p = self.make_pass(received, Batch(message.batch_id, message.version, fields))
         self.open[message.batch_id] = p
-        return self.rule.leave(p.h)
+        up = self.rule.leave(p.h)
+        self.finiteness.check("the activation", [up])
+        return up
 
     def learn(self, message: Message) -> Sent:
         """After its forward pass: the objective's credit if there is one, the rule's `now`."""
@@ -178,6 +184,7 @@ class Block:
         """
         p = self._pass_of(message, batch_id, f"feedback from block {origin}")
         p.answered.add(origin)
+        self.finiteness.batch_id = batch_id
         sent = self.rule.later(p, origin, self.on_device(message.tensors))
         p.settle()
         return self._sent(sent, batch_id)
@@ -226,9 +233,11 @@ class Block:
         self.accumulated[count] += 1
         if self.accumulated[count] < self.spec.accumulate and not flags & Flags.LAST:
             return False
+        accumulated, self.accumulated[count] = self.accumulated[count], 0
         if group in self.optimizers:
-            self.optimizers[group].step(updates, self.accumulated[count])
-        self.accumulated[count] = 0
+            if not self.finiteness.may_step(self.optimizers[group].parameters):
+                return False
+            self.optimizers[group].step(updates, accumulated)
         return True
 
     def _credit(self, p: ModulePass) -> Tensor:
@@ -240,11 +249,14 @@ class Block:
         gradients = self.precision.gradients([loss], [h, *parameters], [torch.ones_like(loss)], keep=False)
         accumulate(parameters, gradients[1:])
         self.loss = loss.detach()
+        self.finiteness.check("the loss", [self.loss])
         assert gradients[0] is not None, "the objective's loss does not depend on the block's output"
         return gradients[0]
 
     def _sent(self, sent: Sent, batch_id: int) -> Sent:
         """Close the pass once its weights have been updated and everything that is due has come."""
+        for tensors in sent.down.values():
+            self.finiteness.check("feedback", tensors.values())
         p = self.open[batch_id]
         p.is_complete = p.is_complete or sent.complete
         if p.is_complete and len(p.answered) == self._num_late:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from actors.block import Block
 from actors.chain_actor import ChainActor
 from actors.evaluation import Evaluation
+from actors.messages import Message
 from actors.program import BlockProgram, Program
 from actors.replay_buffer import ReplayBuffer
 from actors.replay_program import ReplayProgram
 from actors.seeds import seed_of
-from actors.shard import ShardFile, write_shard
+from actors.shard import read_shard
+from actors.snapshots import Snapshots
 from actors.spec import BlockSpec, Replay
+from actors.step_mark import StepMark
+from actors.storage import open_storage
 from actors.stretch import Slowness, Stretch
 
 
@@ -34,16 +37,28 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
-        super().__init__(
-            spec.run, spec.name, outgoing_edges(spec),
-            spec.settings, spec.machine, spec.incarnation, spec.edges.room, spec.traced,
-        )  # fmt: skip
+        storage = None if spec.checkpoints is None else open_storage(spec.checkpoints)
+        state: dict[str, Any] | None = None
+        if spec.restore is not None:
+            assert storage is not None, "a snapshot is read from where snapshots are written"
+            state = read_shard(storage, spec.restore)
+        super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
         self.spec = spec
+        self._step_mark = StepMark(spec.step_mark) if spec.step_mark is not None else None
         self.block = Block(spec, shape)
         self.evaluations: list[Evaluation] = []
-        self.shards: dict[int, ShardFile] = {}
         self.replay: ReplayProgram | None = None
+        self._program: BlockProgram | ReplayProgram | None = None
         self.bound = spec.bound
+        self.snapshots: Snapshots | None = None
+        if storage is not None:
+            self.snapshots = Snapshots(
+                storage, self.name, f".{spec.life.incarnation}", self.points, in_background=not spec.machine.is_shared
+            )
+        if state is not None:
+            self.block.restore(state)
+            self.evaluations = [Evaluation(**evaluation) for evaluation in state["actor"]["evaluations"]]
+            self.points.reach("restored")
         if spec.slowness != Slowness():
             self.times.stretch = Stretch(spec.slowness)
 
@@ -52,18 +67,26 @@ class BlockActor(ChainActor):
         """Uses the block has finished."""
         return self.block.version
 
+    @property
+    def num_snapshots(self) -> int:
+        """Snapshots that have been written so far, or have failed."""
+        return 0 if self.snapshots is None else self.snapshots.num_done
+
     def program(self) -> Program:
         """Return the block's program."""
         edges = self.spec.edges
         if self.spec.replay is not None:
             return self._replay_program(self.spec.replay)
-        return BlockProgram(
+        program = self._program = BlockProgram(
             self.block, edges, self.times,
-            snapshot=self._write_snapshot,
+            snapshot=self._take_snapshot,
             report=self.evaluations.append,
             trained=lambda message: self.on_trained(message, edges.driver),
             is_paced=lambda: self.bound is not None,
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        if self.restored is not None:
+            program.restore(self.restored["program"], goes_on=self.spec.goes_on)
+        return program.run()
 
     def _replay_program(self, replay: Replay) -> Program:
         edges, inbox = self.spec.edges, self.inboxes[self.spec.edges.driver]
@@ -74,11 +97,28 @@ class BlockActor(ChainActor):
             num_batches=replay.num_batches, max_open=replay.max_open,
             producer_version=lambda: inbox.producer_version,
             promise=lambda version: self.promise(edges.driver, version),
-            snapshot=self._write_snapshot,
+            snapshot=self._take_snapshot,
             report=self.evaluations.append,
-            trained=lambda message: self.count_staleness(message, edges.driver),
+            trained=lambda message: self._replayed(message, edges.driver),
         )  # fmt: skip
+        self._program = self.replay
+        if self.restored is not None:
+            self.replay.restore(self.restored["program"], goes_on=self.spec.goes_on)
         return self.replay.run()
+
+    def on_trained(self, message: Message, edge: str) -> None:
+        """Count a message that training starts on; die here if a test says so."""
+        self._mark(message.batch_id)
+        super().on_trained(message, edge)
+
+    def _replayed(self, message: Message, edge: str) -> None:
+        self._mark(message.batch_id)
+        self.count_staleness(message, edge)
+
+    def _mark(self, batch_id: int) -> None:
+        if self._step_mark is not None:
+            self._step_mark.set(batch_id)
+        self.points.reach("step", batch_id)
 
     def set(self, values: Mapping[str, Any]) -> None:
         """Change settings; those of the replay buffer (`replay`) apply before the next use."""
@@ -94,6 +134,8 @@ class BlockActor(ChainActor):
 
     def finish(self) -> dict[str, Any]:
         """Return the final facts, with the digests of every tensor."""
+        if self.snapshots is not None:
+            self.snapshots.wait(self.machine.deadline_s)
         facts = super().finish()
         facts["digests"] = self.block.digests()
         facts["auxiliary_digests"] = self.block.auxiliary_digests()
@@ -105,19 +147,25 @@ class BlockActor(ChainActor):
         return super().report() | {
             "index": self.spec.index,
             "updates": self.block.updates,
+            "num_skipped": self.block.finiteness.num_skipped,
             "loss": None if loss is None else float(loss),
             "layers": list(self.spec.layers),
+            "last_batch": self._program.last_batch if isinstance(self._program, BlockProgram) else None,
             "evaluations": [vars(evaluation) for evaluation in self.evaluations],
-            "shards": {position: vars(shard) for position, shard in self.shards.items()},
+            **(self.snapshots.report() if self.snapshots is not None else {"shards": {}, "snapshot_errors": {}}),
         }
 
-    def _write_snapshot(self, position: int) -> None:
-        if self.spec.checkpoints is None:
+    def _take_snapshot(self, position: int) -> None:
+        if self.snapshots is None:
             return
-        folder = Path(self.spec.checkpoints) / checkpoint_folder(position)
-        self.shards[position] = write_shard(folder, f"{self.name}.safetensors", self.block.snapshot())
+        assert self._program is not None
+        actor = self.state(position) | {
+            "program": self._program.state(),
+            "evaluations": [vars(evaluation) for evaluation in self.evaluations],
+        }
+        self.snapshots.take(position, self.block.snapshot() | {"actor": actor})
 
 
-def checkpoint_folder(position: int) -> str:
-    """Return the name of the folder that holds the snapshots of a position."""
-    return f"batch-{position:09d}"
+def _kept(spec: BlockSpec) -> dict[str, int]:
+    """Feedback for batch t - D is handled just before t: D messages of the edge are under way at any position."""
+    return {**spec.edges.room, **({spec.edges.done: 1} if spec.edges.done is not None else {})}

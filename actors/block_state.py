@@ -21,6 +21,7 @@ def take_state(block: Block) -> dict[str, Any]:
         "synthesizer_updates": block.synthesizer_updates,
         "accumulated": dict(block.accumulated),
         "precision": block.precision.state(),
+        "num_skipped": block.finiteness.num_skipped,
         "body": dict(block.body.named_state()),
         "auxiliary": block.auxiliary_state(),
         "gradients": {name: p.grad for name, p in block.named_parameters() if p.grad is not None},
@@ -35,6 +36,7 @@ def read_state(block: Block, state: Mapping[str, Any]) -> None:
     block.head_updates, block.synthesizer_updates = state["head_updates"], state["synthesizer_updates"]
     block.accumulated = dict(state["accumulated"])
     block.precision.restore(state["precision"])
+    block.finiteness.num_skipped = state["num_skipped"]
     block.body.load_named_state(state["body"])
     auxiliary = state["auxiliary"]
     block.body.load_auxiliary_state(_below("feedback", auxiliary))

@@ -16,53 +16,45 @@ from typing import Any
 
 import torch
 
+from actors.edge_ends import EdgeEnds
 from actors.edges import EdgeSettings
+from actors.fail_points import FailPoints
 from actors.messages import Message
 from actors.program import Program
-from actors.spec import Machine
+from actors.spec import BlockSpec, SourceSpec
 from actors.task import Task
 from actors.times import Times
 from actors.trace import Trace
-from actors.transport.inbox import Inbox, Port
-from actors.transport.outbox import Outbox, Reply, Take
+from actors.transport.inbox import Port
+from actors.transport.outbox import Reply, Take
 
 
 class ChainActor:
     """Base of BlockActor and DataActor.
 
     Args:
-        run: name of the run.
-        name: the actor's name.
+        spec: what to build.
         outgoing: names of the edges it produces.
         settings: sizes of its edges.
-        machine: how it uses the processor.
-        incarnation: which life this is.
-        room: messages that an edge must hold besides those that its consumer has read and not yet acknowledged,
-            whatever the settings say.
-        traced: batches whose spans it keeps for the timeline.
+        keep: newest messages of an edge that its consumer may need again after a restart.
+        restored: what the snapshot that this life goes on from says of the actor; None: it begins.
     """
 
     def __init__(
-        self,
-        run: str,
-        name: str,
-        outgoing: Sequence[str],
-        settings: EdgeSettings,
-        machine: Machine,
-        incarnation: int = 0,
-        room: Mapping[str, int] | None = None,
-        traced: Sequence[range] = (),
-    ) -> None:
-        self.run_name, self.name = run, name
-        self.settings, self.machine, self.incarnation = settings, machine, incarnation
-        self._room = dict(room or {})
-        self.trace = Trace(traced)
+        self, spec: BlockSpec | SourceSpec, outgoing: Sequence[str], settings: EdgeSettings,
+        keep: Mapping[str, int], restored: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.run_name, self.name = spec.run, spec.name
+        self.machine, self.life = spec.machine, spec.life
+        self.points = FailPoints(spec.kills, spec.num_restarts, spec.machine.is_shared)
+        self.trace = Trace(spec.traced)
         self.times = Times(trace=self.trace)
-        self.inboxes: dict[str, Inbox] = {}
-        self.outboxes = {
-            edge: Outbox(run, edge, capacity, incarnation=incarnation, version=lambda: self.version)
-            for edge, capacity in edge_capacities(outgoing, settings, self._room).items()
-        }
+        self.edges = EdgeEnds(
+            spec.run, outgoing, settings, spec.life, lambda: self.version,
+            room=spec.edges.room, keep=keep, state=restored,
+        )  # fmt: skip
+        self.inboxes, self.outboxes = self.edges.inboxes, self.edges.outboxes
+        self.restored = restored
         self.staleness: dict[str, Counter[int]] = {}
         self.task: Task | None = None
         self.is_paused = False
@@ -77,18 +69,21 @@ class ChainActor:
         """Uses this actor has finished."""
         raise NotImplementedError
 
+    @property
+    def num_snapshots(self) -> int:
+        """Snapshots that have been written so far, or have failed."""
+        return 0
+
     def program(self) -> Program:
         """Return what this actor does."""
         raise NotImplementedError
 
-    def connect(self, ports: Mapping[str, Port]) -> None:
-        """Open the consumer's end of every incoming edge."""
+    def connect(self, ports: Mapping[str, Port | None]) -> None:
+        """Open the consumer's end of incoming edges, or give them lines to other lives of their producers."""
         for edge, port in ports.items():
-            self.inboxes[edge] = Inbox(
-                self.run_name, edge, port,
-                window=self.settings.window, limit=self.settings.limit, incarnation=self.incarnation,
-            )  # fmt: skip
-            self.staleness[edge] = Counter()
+            if self.edges.connect(edge, port) is not None:
+                known = {} if self.restored is None else self.restored["staleness"]
+                self.staleness[edge] = Counter(known.get(edge, {}))
 
     def take(self, take: Take) -> Reply:
         """Hand messages of an outgoing edge to its consumer."""
@@ -97,7 +92,14 @@ class ChainActor:
     def start(self) -> Task:
         """Make the task that runs this actor's program."""
         self.task = Task(self.program(), self.inboxes, self.outboxes, self.times, bound_of=lambda edge: self.bound)
+        if self.restored is not None:  # under first in, first out what had been received had been handled
+            self.task.handled.update({edge: inbox.received + 1 for edge, inbox in self.inboxes.items()})
         return self.task
+
+    def state(self, position: int) -> dict[str, Any]:
+        """Return what a snapshot says of the actor besides its block."""
+        counts = {edge: dict(counts) for edge, counts in self.staleness.items()}
+        return {**self.edges.state(position), "staleness": counts}
 
     def run(self) -> dict[str, Any]:
         """Run the program to its end in this thread and return what the actor says at its end."""
@@ -116,10 +118,15 @@ class ChainActor:
         """Make `run` raise at its next wait."""
         self._stopped.set()
 
+    def wait_for_stop(self) -> None:
+        """Wait until `stop` is called."""
+        self._stopped.wait()
+
     def order(self, name: str, values: Mapping[str, Any]) -> None:
         """Take an order; called from another thread than the one that computes.
 
-        `pause` and `resume` stop the deadlines of waits; `set` changes what may change while a run goes on.
+        `pause` and `resume` stop the deadlines of waits; `set` changes what may change while a run goes on;
+        `commit` tells of a checkpoint that covers a position.
 
         Raises:
             ValueError: the order is unknown.
@@ -128,6 +135,8 @@ class ChainActor:
             self.is_paused = name == "pause"
             if self.task is not None:
                 self.task.restart_deadline()
+        elif name == "commit":
+            self.edges.commit(values["position"])
         elif name == "set":
             self.set(values)
             self.applied.append({"values": dict(values), "position": self.version})
@@ -140,7 +149,7 @@ class ChainActor:
             self.bound = values["bound"]
         if "capacity" in values:
             for edge, outbox in self.outboxes.items():
-                if edge not in self._room:
+                if edge not in self.edges.room:
                     outbox.resize(values["capacity"])
 
     def on_trained(self, message: Message, edge: str) -> None:
@@ -175,6 +184,8 @@ class ChainActor:
             "waiting_s": task.waiting_s if task else 0.0,
             "done": bool(task and task.is_done),
             "applied": list(self.applied),
+            "kept_bytes": self.edges.kept_bytes,
+            "busy_s": task.busy_s if task else 0.0,
             "sends": {
                 edge: {"sent": o.num_sent, "unreceived": o.num_waiting, "bytes": o.num_bytes}
                 for edge, o in self.outboxes.items()
@@ -195,9 +206,3 @@ class ChainActor:
     def account(self, edge: str) -> dict[str, Any]:
         """Return what the program has done with what it was given on an edge: `trained`, `held`, `dropped`."""
         return {"trained": self.task.handled[edge] if self.task else 0, "held": 0, "dropped": {}}
-
-
-def edge_capacities(outgoing: Sequence[str], settings: EdgeSettings, room: Mapping[str, int]) -> dict[str, int]:
-    """Return how many messages may wait on each edge; a consumer acknowledges window x limit messages late at most."""
-    late = settings.window * settings.limit
-    return {edge: late + room[edge] if edge in room else settings.capacity for edge in outgoing}

@@ -8,8 +8,11 @@ from typing import Any
 from actors.chain_actor import ChainActor
 from actors.datasets.batches import EvalBatches, TrainBatches
 from actors.datasets.loading import load_data
+from actors.edge_ends import MOST_POSITIONS
+from actors.messages import Flags
 from actors.program import Program
 from actors.replay_source import ReplaySource
+from actors.snapshot_orders import SnapshotOrders
 from actors.source_program import SourceProgram
 from actors.spec import SourceSpec
 
@@ -20,12 +23,12 @@ class DataActor(ChainActor):
     """Feeds the first block, and whoever needs the raw input."""
 
     def __init__(self, spec: SourceSpec) -> None:
-        super().__init__(
-            spec.run, spec.name, (*spec.edges.up, *spec.edges.raw),
-            spec.settings, spec.machine, spec.incarnation, spec.edges.room, spec.traced,
-        )  # fmt: skip
+        restored = spec.restore
+        super().__init__(spec, (*spec.edges.up, *spec.edges.raw), spec.settings, {}, restored and restored["actor"])
         self.spec = spec
         self._stop_asked = False
+        self.positions: dict[int, dict[str, Any]] = {}
+        """What a checkpoint says of the source, by position."""
         data = load_data(spec.data)
         num_batches = TrainBatches(data, spec.data, spec.epochs).num_batches
         epochs = EPOCHS_WITHOUT_END if spec.repeats else spec.epochs
@@ -45,7 +48,19 @@ class DataActor(ChainActor):
             stop_asked=lambda: self._stop_asked,
             is_paused=lambda: self.is_paused and not self._stop_asked,
             num_batches=num_batches,
+            snapshots=SnapshotOrders(spec.snapshot_every, spec.most_uncovered, after_evaluation=spec.settings.retains),
+            snapshot=self._note_position,
         )
+        if restored is not None:
+            orders = Flags.NONE if spec.goes_on else Flags(restored["orders"])
+            self.source.restore(restored["batch"], orders)
+        self.source.last_batch = spec.last_batch
+
+    def _note_position(self, batch_id: int, orders: Flags) -> None:
+        self.points.reach("snapshot", batch_id)
+        self.positions[batch_id] = {"batch": batch_id, "orders": int(orders), "actor": self.state(batch_id)}
+        while len(self.positions) > MOST_POSITIONS:
+            del self.positions[min(self.positions)]
 
     @property
     def version(self) -> int:
@@ -61,7 +76,10 @@ class DataActor(ChainActor):
         if name == "stop":
             self._stop_asked = True
         elif name == "snapshot":
-            self.source.snapshot_asked = True
+            self.source.snapshots.is_asked = True
+        elif name == "commit":
+            self.source.snapshots.committed = values["position"]
+            super().order(name, values)
         else:
             super().order(name, values)
 
@@ -71,4 +89,6 @@ class DataActor(ChainActor):
         return super().report() | {
             "num_batches": self.source.num_batches,
             "batches_per_epoch": batches.batches_per_epoch,
+            "positions": dict(self.positions),
+            "waits_for_checkpoint": self.source.snapshots.waits,
         }

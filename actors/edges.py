@@ -57,8 +57,12 @@ class SourceEdges:
 
 @dataclass(frozen=True)
 class EdgeSettings:
-    """Sizes of an edge: messages that may wait, takes outstanding, messages in a reply."""
+    """Sizes of an edge: messages that may wait, takes outstanding, messages in a reply.
+
+    `retains`: whether messages stay with their producer until a committed checkpoint covers them.
+    """
 
     capacity: int = 4
     window: int = 2
     limit: int = 4
+    retains: bool = False

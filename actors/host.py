@@ -31,13 +31,18 @@ class Host:
         self._actor = DataActor(spec) if isinstance(spec, SourceSpec) else BlockActor(spec, shape)
         return self._actor.report()
 
-    def connect(self, ports: Mapping[str, Port]) -> None:
-        """Open the actor's incoming edges."""
+    def connect(self, ports: Mapping[str, Port | None]) -> None:
+        """Open the actor's incoming edges, or give them lines to other lives of their producers."""
         self.actor.connect(ports)
 
     def run(self) -> dict[str, Any]:
         """Run the actor to its end."""
         return self.actor.run()
+
+    def watch(self) -> dict[str, Any]:
+        """Return nothing once the actor is told to stop; a process that dies before makes the call fail."""
+        self.actor.wait_for_stop()
+        return {}
 
     def take(self, take: Take) -> Reply:
         """Hand messages of the actor to a consumer."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from torch import Tensor
 
@@ -58,6 +59,17 @@ class Message:
     """On feedback: the producer's version of the activation it answers."""
     sequence: int = -1
     incarnation: int = 0
+
+
+def to_plain(message: Message) -> dict[str, Any]:
+    """Return a message as plain values and tensors, for a snapshot."""
+    plain = {name: getattr(message, name) for name in ("batch_id", "version", "split", "answers", "sequence")}
+    return plain | {"kind": int(message.kind), "flags": int(message.flags), "tensors": dict(message.tensors)}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Message:
+    """Return the message that `to_plain` made plain."""
+    return Message(**{**plain, "kind": Kind(plain["kind"]), "flags": Flags(plain["flags"])})
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:

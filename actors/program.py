@@ -12,7 +12,7 @@ frozen and passes activations on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from actors.edges import BlockEdges, LateInput
 from actors.errors import MispairedMessage
 from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
-from actors.messages import Flags, Kind, Message
+from actors.messages import Flags, Kind, Message, from_plain, to_plain
 from actors.operations import Close, Operation, Pace, Receive, Send
 from actors.times import Times
 
@@ -63,22 +63,55 @@ class BlockProgram:
         self._next = 0
         self._flags: dict[int, Flags] = {}
         self._ahead: deque[Message] = deque()
+        self._orders = Flags.NONE
+        """Of the newest batch that was trained on."""
+        self._is_restored = False
+
+    @property
+    def last_batch(self) -> int | None:
+        """The batch that came as the last one, None as long as others may follow."""
+        return self._next - 1 if self._orders & Flags.LAST else None
+
+    def state(self) -> dict[str, Any]:
+        """Return where the program is; meaningful at a position only."""
+        return {
+            "first": self._first,
+            "next": self._next,
+            "orders": int(self._orders),
+            "flags": [[batch, int(flags)] for batch, flags in self._flags.items()],
+            "ahead": [to_plain(message) for message in self._ahead],
+        }
+
+    def restore(self, state: Mapping[str, Any], *, goes_on: bool = False) -> None:
+        """Let `run` go on after the position that `state` is of.
+
+        `goes_on`: training had ended there, with all late inputs handled, and goes on with the next batch.
+        """
+        self._first, self._next, self._orders = state["first"], state["next"], Flags(state["orders"])
+        self._flags = {batch: Flags(flags) for batch, flags in state["flags"]}
+        self._ahead = deque(from_plain(plain) for plain in state["ahead"])
+        self._is_restored = True
+        if goes_on:
+            self._first, self._orders = None, Flags.NONE
 
     def run(self) -> Program:
-        """Yield the block's operations, from its first message to its last."""
-        orders = Flags.NONE
+        """Yield the block's operations, from its first message to its last, or from where it was restored."""
+        orders = self._orders
         while not orders & Flags.LAST:
-            yield from self._late_inputs(self._next)
-            self._obey(orders, self._next - 1)
+            if not self._is_restored:
+                yield from self._late_inputs(self._next)
+                self._obey(orders, self._next - 1)
+            self._is_restored = False
             yield from self._evaluate_in_place(orders)
             message = yield from self._driver()
             if message is None:
                 break
-            orders = message.flags
+            orders = self._orders = message.flags
             yield from self._train(message)
         if orders & Flags.LAST:
-            yield from self._drain()
-            self._obey(orders, self._next - 1)
+            if not self._is_restored:
+                yield from self._drain()
+                self._obey(orders, self._next - 1)
             yield from self._evaluate_in_place(orders)
             yield from self._driver()
         if self.edges.late_activation is not None:

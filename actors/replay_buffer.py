@@ -8,13 +8,16 @@ that of Reverb (Cassirer et al. 2021, 2102.04736).
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
 
 Order = Literal["fifo", "lifo", "uniform", "least_used"]
+_COUNTS = (
+    "num_inserted", "num_accepted", "num_sampled", "trained", "num_bytes", "_newest_version", "_promised",
+)  # fmt: skip
 OnFull = Literal["block", "drop_oldest", "drop_newest"]
 
 
@@ -219,6 +222,26 @@ class ReplayBuffer(Generic[Item]):
         """Drop everything that is left."""
         for key in list(self._entries):
             self._remove(key, reason)
+
+    # ------------------------------------------------------------------ state
+
+    def state(self, plain: Callable[[Item], Any]) -> dict[str, Any]:
+        """Return the entries in their order, with their uses, and all counts; `plain` makes an item plain."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        entries = [
+            {"key": key, "item": plain(e.item), "version": e.version, "num_bytes": e.num_bytes, "num_uses": e.num_uses}
+            for key, e in self._entries.items()
+        ]
+        return {"counts": counts, "dropped": dict(self.dropped), "entries": entries}
+
+    def restore(self, state: Mapping[str, Any], item: Callable[[Any], Item]) -> None:
+        """Go on as the buffer that `state` is of."""
+        for name, count in state["counts"].items():
+            setattr(self, name, count)
+        self.dropped = Counter(state["dropped"])
+        for kept in state["entries"]:
+            entry = Entry(item(kept["item"]), kept["version"], kept["num_bytes"], kept["num_uses"])
+            self._entries[kept["key"]] = entry
 
     @property
     def _tolerance(self) -> float:

@@ -11,7 +11,7 @@ orders act when they arrive.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from actors.block import Block
 from actors.edges import BlockEdges, LateInput
 from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
-from actors.messages import Flags, Kind, Message, num_bytes
+from actors.messages import Flags, Kind, Message, from_plain, num_bytes, to_plain
 from actors.needs import Feedback
 from actors.operations import Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
@@ -112,6 +112,27 @@ class ReplayProgram:
         trained = self.buffer.trained + self.num_passed
         held = len(self.buffer) + (self._waiting is not None)
         return {"trained": trained, "held": held, "dropped": dict(self.buffer.dropped)}
+
+    def state(self) -> dict[str, Any]:
+        """Return where the program is, what waits to be trained on, and what drove the open passes."""
+        return {
+            "buffer": self.buffer.state(to_plain),
+            "num_batches": self.num_batches,
+            "num_complete": self.num_complete,
+            "num_passed": self.num_passed,
+            "expired": dict(self.expired),
+            "waiting": None if self._waiting is None else to_plain(self._waiting),
+            "drivers": [[use, to_plain(message)] for use, message in self._drivers.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any], *, goes_on: bool = False) -> None:
+        """Let `run` go on from where `state` was taken; `goes_on`: to further batches, if training had ended there."""
+        self.buffer.restore(state["buffer"], from_plain)
+        self.num_batches = self.num_batches if goes_on else state["num_batches"]
+        self.num_complete = state["num_complete"]
+        self.num_passed, self.expired = state["num_passed"], Counter(state["expired"])
+        self._waiting = None if state["waiting"] is None else from_plain(state["waiting"])
+        self._drivers = {use: from_plain(plain) for use, plain in state["drivers"]}
 
     @property
     def _has_enough(self) -> bool:

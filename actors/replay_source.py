@@ -17,8 +17,9 @@ class ReplaySource(SourceProgram):
     def run(self) -> Program:
         """Yield the source's operations."""
         (edge,) = self.edges.up
-        stream = self.batches.stream(self.first_batch)
-        for batch_id, batch in enumerate(stream, self.first_batch):
+        if self._restored is not None and self._restored & Flags.EVALUATE:
+            yield from self._evaluate(self.version - 1)
+        for batch_id, batch in enumerate(self.batches.stream(self.version), self.version):
             self.times.at(batch_id)
             yield from self._pause()
             is_over = batch_id >= self.num_batches
@@ -29,6 +30,7 @@ class ReplaySource(SourceProgram):
             self.version = batch_id + 1
             if orders & Flags.SNAPSHOT:
                 yield Send(edge, Message(Kind.ORDERS, batch_id, self.version, Flags.SNAPSHOT))
+                self.snapshot(batch_id, orders)
             if orders & Flags.EVALUATE:
                 yield from self._evaluate(batch_id)
         if not self.stop_asked():
@@ -36,6 +38,7 @@ class ReplaySource(SourceProgram):
         position = self.version - 1
         last = Flags.LAST | Flags.SNAPSHOT
         yield Send(edge, Message(Kind.ORDERS, position, self.version, last))
+        self.snapshot(position, last)
         yield from self._evaluate(position)
         yield Send(edge, Message(Kind.END, self.version, self.version))
         yield Close(edge)

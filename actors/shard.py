@@ -1,63 +1,90 @@
-"""A block's snapshot on disk: one safetensors file whose header holds the rest of the state as JSON."""
+"""A block's snapshot as one safetensors file, whose header holds the rest of the state as JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from actors.errors import RunError
+from actors.fail_points import NO_FAIL_POINTS, FailPoints
 from actors.state_tree import copied, flatten, unflatten
+from actors.storage import Storage
+
+_HEADER_BYTES = 8
+"""Of a safetensors file: the length of its header, little-endian."""
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What a manifest says of one shard. `name` is relative to the checkpoint's folder."""
+    """What a manifest says of one shard. `name` is relative to the storage."""
 
     name: str
     sha256: str
     num_bytes: int
 
 
-def write_shard(folder: Path, name: str, state: Any) -> ShardFile:
-    """Write a state under `folder/name` by rename, so that the name never shows half a file."""
+@dataclass(frozen=True)
+class Staged:
+    """A copy of a state that no longer changes."""
+
+    tensors: Mapping[str, Tensor]
+    tree: Any
+
+
+def stage(state: Any) -> Staged:
+    """Copy a state; its owner may go on."""
     tensors, tree = flatten(state)
-    data = save(copied(tensors), metadata={"state": json.dumps(tree)})
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.partial"
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / name)
+    return Staged(copied(tensors), tree)
+
+
+def write_shard(storage: Storage, name: str, staged: Staged, points: FailPoints = NO_FAIL_POINTS) -> ShardFile:
+    """Write a state under a name.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    data = save(dict(staged.tensors), metadata={"state": json.dumps(staged.tree)})
+    storage.write(name, data, points)
+    points.reach("written")
     return ShardFile(name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def read_shard(folder: Path, file: ShardFile) -> Any:
+def read_shard(storage: Storage, file: ShardFile) -> Any:
     """Check a shard against its manifest entry and return its state.
 
     Raises:
-        RunError: the file is missing, outside the folder, or not what was written.
+        RunError: the file is missing, outside the storage, or not what was written.
     """
-    path = folder / file.name
-    if Path(file.name).name != file.name:
-        raise RunError(f"shard {file.name!r}: expected a plain file name in {folder}; the manifest is refused")
+    where = f"shard {storage.address}/{file.name}"
+    data = shard_bytes(storage, file)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"shard {path}: can't be read ({error.strerror})") from None
-    if len(data) != file.num_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        raise RunError(f"shard {path}: got {len(data)} bytes that do not match the manifest's hash; it is damaged")
-    try:
-        with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
-            tree = json.loads(opened.metadata()["state"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        size = int.from_bytes(data[:_HEADER_BYTES], "little")
+        header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + size])
+        return unflatten(load(data), json.loads(header["__metadata__"]["state"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"shard {path}: not a snapshot of a block ({error})") from None
-    return unflatten(tensors, tree)
+        raise RunError(f"{where}: not a snapshot of a block ({error})") from None
+
+
+def shard_bytes(storage: Storage, file: ShardFile) -> bytes:
+    """Return the bytes of a shard that are what its manifest says.
+
+    Raises:
+        RunError: as `read_shard`.
+    """
+    where = f"shard {storage.address}/{file.name}"
+    if file.name.startswith("/") or ".." in file.name.split("/"):
+        raise RunError(f"{where}: expected a name inside the checkpoints' folder; the manifest is refused")
+    try:
+        data = storage.read(file.name)
+    except OSError as error:
+        raise RunError(f"{where}: can't be read ({error.strerror or error})") from None
+    if len(data) != file.num_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise RunError(f"{where}: got {len(data)} bytes that do not match the manifest's hash; it is damaged")
+    return data

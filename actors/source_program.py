@@ -14,6 +14,7 @@ from actors.edges import SourceEdges
 from actors.messages import Flags, Kind, Message
 from actors.operations import Close, Receive, Rest, Send
 from actors.program import Program
+from actors.snapshot_orders import SnapshotOrders
 from actors.times import Times
 
 PAUSE_S = 0.1
@@ -28,11 +29,12 @@ class SourceProgram:
         splits: what is evaluated, by name.
         edges: where batches leave.
         evaluate_every: training batches between two evaluations; None: only at the end.
-        stop_asked: asked before every batch; True makes that batch the last one.
+        stop_asked: asked before every batch; True makes the batch after that the last one.
         is_paused: asked before every batch; no batch leaves while it is True.
         times: told what the thread is busy with.
-        first_batch: where to begin.
         num_batches: batches of the run; default: all that `batches` has.
+        snapshots: when a batch carries that order.
+        snapshot: called with batch id and orders when such a batch has left.
     """
 
     def __init__(
@@ -45,53 +47,74 @@ class SourceProgram:
         evaluate_every: int | None,
         stop_asked: Callable[[], bool],
         is_paused: Callable[[], bool] = bool,
-        first_batch: int = 0,
         num_batches: int | None = None,
+        snapshots: SnapshotOrders | None = None,
+        snapshot: Callable[[int, Flags], None] = lambda batch_id, orders: None,
     ) -> None:
         self.batches, self.splits, self.edges, self.times = batches, splits, edges, times
-        self.evaluate_every, self.stop_asked, self.first_batch = evaluate_every, stop_asked, first_batch
-        self.version = first_batch
+        self.evaluate_every, self.stop_asked = evaluate_every, stop_asked
+        self.version = 0
         self.is_paused = is_paused
-        self.snapshot_asked = False
+        self.snapshots = snapshots or SnapshotOrders()
+        self.snapshot = snapshot
         self.num_batches = batches.num_batches if num_batches is None else num_batches
+        self.last_batch: int | None = None
+        """What an earlier life has sent as the last one."""
+        self._is_stopping = False
+        self._restored: Flags | None = None
+
+    def restore(self, batch_id: int, orders: Flags) -> None:
+        """Let `run` go on after batch `batch_id` has left with its orders, before its evaluation batches."""
+        self.version, self._restored = batch_id + 1, orders
+        self.snapshots.committed = batch_id
 
     def run(self) -> Program:
         """Yield the source's operations."""
         last = self.batches.num_batches - 1
-        stream = self.batches.stream(self.first_batch)
-        for batch_id in range(self.first_batch, self.batches.num_batches):
+        orders = Flags.NONE
+        if self._restored is not None:
+            orders = self._restored
+            yield from self._after(self.version - 1, orders)
+        stream = self.batches.stream(self.version) if self.version <= last else iter(())
+        while self.version <= last and not orders & Flags.LAST:
+            batch_id = self.version
             self.times.at(batch_id)
             with self.times.within("compute"):
                 batch = next(stream)
             yield from self._pause()
-            is_last = batch_id == last or self.stop_asked()
-            orders = self._orders(batch_id, is_last)
+            orders = self._orders(batch_id, batch_id == last)
             yield from self._send(Kind.ACTIVATION, batch, batch_id, orders)
             for edge in self.edges.raw:
                 yield Send(edge, self._message(Kind.ACTIVATION, batch, batch_id, orders))
             self.version = batch_id + 1
-            if orders & Flags.EVALUATE:
-                yield from self._evaluate(batch_id)
-            yield from self._wait_until_done(batch_id)
-            if is_last:
-                break
+            if orders & Flags.SNAPSHOT:
+                self.snapshot(batch_id, orders)
+            yield from self._after(batch_id, orders)
         for edge in (*self.edges.up, *self.edges.raw):
             yield Send(edge, Message(Kind.END, self.version, self.version))
             yield Close(edge)
 
+    def _after(self, batch_id: int, orders: Flags) -> Program:
+        if orders & Flags.EVALUATE:
+            yield from self._evaluate(batch_id)
+        yield from self._wait_until_done(batch_id)
+
     def _pause(self) -> Program:
         while self.is_paused():
             yield Rest(PAUSE_S)
+        while self.snapshots.must_wait(self.version):
+            yield Rest(PAUSE_S, "(a checkpoint)")
 
     def _orders(self, batch_id: int, is_last: bool) -> Flags:
+        """A run that is stopped takes a snapshot to go on from, then ends with the next batch, which drains it."""
         evaluate = Flags.EVALUATE if self.splits else Flags.NONE
-        if is_last:
+        if is_last or self._is_stopping or batch_id == self.last_batch:
             return Flags.LAST | Flags.SNAPSHOT | evaluate
-        asked = Flags.SNAPSHOT if self.snapshot_asked else Flags.NONE
-        self.snapshot_asked = False
-        if self.evaluate_every is not None and (batch_id + 1) % self.evaluate_every == 0:
-            return asked | evaluate
-        return asked
+        self._is_stopping = self.stop_asked() and self.last_batch is None
+        if self.evaluate_every is None or (batch_id + 1) % self.evaluate_every:
+            evaluate = Flags.NONE
+        due = self.snapshots.due(batch_id, is_evaluated=bool(evaluate)) or self._is_stopping
+        return evaluate | (Flags.SNAPSHOT if due else Flags.NONE)
 
     def _send(self, kind: Kind, batch: DataBatch, batch_id: int, flags: Flags, split: str = "") -> Program:
         for edge in self.edges.up:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.datasets.dataset import DataSpec
+from actors.edge_ends import Life
 from actors.edges import BlockEdges, EdgeSettings, SourceEdges
+from actors.fail_points import Kill
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec
 from actors.replay_buffer import ReplaySettings
+from actors.shard import ShardFile
 from actors.stretch import Slowness
 
 
@@ -34,6 +37,8 @@ class Machine:
     compile: bool = False
     precision: str = "fp32"
     deadline_s: float = 600.0
+    is_shared: bool = False
+    """Whether all actors of the run live in one process."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,12 @@ class BlockSpec:
     `replay`: how it chooses what to train on, None if it follows the order of its input.
     `bound`: S, the staleness bound of the edges between blocks; None: no bound.
     `slowness`: simulated.
+    `checkpoints`: address of the storage where snapshots are written; None: none is.
+    `step_mark`: file that says what it trains on, for others to read after its death.
+    `restore`: the snapshot to go on from. `goes_on`: training had ended there, and goes on with further batches.
+    `life`, `num_restarts`: which life of the actor this is, and how many there were in this job.
+    `on_nonfinite`: `stop` or `skip`.
+    `kills`: where it is to die, for tests.
     `traced`: the batches whose spans are kept for the timeline, the same in every actor.
     """
 
@@ -96,7 +107,13 @@ class BlockSpec:
     slowness: Slowness = field(default_factory=Slowness)
     accumulate: int = 1
     checkpoints: str | None = None
-    incarnation: int = 0
+    step_mark: str | None = None
+    restore: ShardFile | None = None
+    goes_on: bool = False
+    life: Life = field(default_factory=Life)
+    num_restarts: int = 0
+    on_nonfinite: str = "stop"
+    kills: tuple[Kill, ...] = ()
     traced: tuple[range, ...] = ()
 
 
@@ -107,6 +124,11 @@ class SourceSpec:
     `evaluate_every`: training batches between evaluations; None: only at the end.
     `until_stopped`: the blocks say when they have enough (`replay`), or have trained (feedback as it arrives).
     `repeats`: with that, whether further epochs follow until then.
+    `snapshot_every`: training batches between snapshots; None: only when asked, and at the end.
+    `most_uncovered`: batches that may leave before a checkpoint covers them; None: no limit.
+    `restore`: the source's part of the checkpoint to go on from. `goes_on`: as in BlockSpec.
+    `last_batch`: what an earlier life has sent as the last one, because the run was stopped.
+    `life`, `num_restarts`, `kills`: as in BlockSpec.
     `traced`: the batches whose spans are kept for the timeline, the same in every actor.
     """
 
@@ -122,5 +144,12 @@ class SourceSpec:
     settings: EdgeSettings = field(default_factory=EdgeSettings)
     machine: Machine = field(default_factory=Machine)
     name: str = "source"
-    incarnation: int = 0
+    snapshot_every: int | None = None
+    most_uncovered: int | None = None
+    restore: Mapping[str, Any] | None = None
+    goes_on: bool = False
+    last_batch: int | None = None
+    life: Life = field(default_factory=Life)
+    num_restarts: int = 0
+    kills: tuple[Kill, ...] = ()
     traced: tuple[range, ...] = ()

@@ -44,6 +44,7 @@ class Task:
         self._given: str | None = None
         self._pending: Operation | None = None
         self._since = clock()
+        self._resumed: float | None = None
 
     @property
     def waiting_on(self) -> str | None:
@@ -55,6 +56,12 @@ class Task:
     def waiting_s(self) -> float:
         """Seconds since the pending operation became due."""
         return 0.0 if self._pending is None else self._clock() - self._since
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the program has been computing; 0 while it waits for an operation."""
+        since = self._resumed
+        return 0.0 if since is None else self._clock() - since
 
     def advance(self, wait_s: float) -> bool:
         """Perform the pending operation, waiting at most `wait_s`, and run on to the next one.
@@ -149,6 +156,7 @@ class Task:
 
     def _resume(self, value: object) -> None:
         given, self._given = self._given, None
+        self._resumed = self._clock()
         try:
             self._pending = self._program.send(value)
             if not self.found_nothing:
@@ -156,5 +164,7 @@ class Task:
         except StopIteration:
             self._pending = None
             self.is_done = True
+        finally:
+            self._resumed = None
         if given is not None:
             self.handled[given] += 1

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UserError
+from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
-from orchestrator.config import RunConfig, config_from_mapping
+from orchestrator.config import RunConfig, config_from_mapping, load_config
+from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
-from orchestrator.plan import make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.run_directory import RunDirectory
 from orchestrator.summary import Summary
 
@@ -42,17 +46,77 @@ def train(
     plan = make_plan(config)
     directory = RunDirectory.create(config, fresh=fresh)
     if directory.is_finished:
-        return Summary(**directory.read_summary())
-    cluster = cluster or open_cluster(config)
-    orchestrator = Orchestrator(config, plan, directory, cluster, progress=progress)
+        if directory.read_summary()["epochs"] >= plan.num_epochs:
+            return Summary(**directory.read_summary())
+        if plan.phase_batches is not None:
+            raise UserError(
+                f"training.epochs: got {config.training.epochs}, but {directory.path} was trained block after block to "
+                f"its end, and each block would need the epochs at its turn; choose another run_dir"
+            )
+    lease = Lease(directory.lease_json)
+    lease.acquire()
     try:
-        return orchestrator.run()
-    except UserError:
-        if not orchestrator.has_launched:
-            directory.discard()
-        raise
+        directory.keep(config)
+        return _train(config, plan, directory, lease, progress=progress, cluster=cluster)
+    finally:
+        lease.release()
+
+
+def _train(
+    config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease, *, progress: bool, cluster: Cluster | None
+) -> Summary:
+    is_new = lease.epoch == 1
+    cluster = cluster or open_cluster(config)
+    try:
+        orchestrator = Orchestrator(config, plan, directory, cluster, lease, progress=progress)
+        try:
+            return orchestrator.run()
+        except UserError:
+            if is_new and not orchestrator.has_launched:
+                directory.discard()
+            raise
     finally:
         cluster.close()
+
+
+def resume(run: str | Path, *, progress: bool = True, cluster: Cluster | None = None) -> Summary:
+    """Go on with a run from its newest checkpoint that verifies, as the same `train` command would.
+
+    Raises:
+        UserError, RunError: as `train`; UserError also if `run` is no run directory.
+    """
+    directory = RunDirectory.open(run)
+    config = load_config([directory.config_yaml], [], find_catalog())
+    here = config.model_copy(update={"run_dir": str(directory.path)})
+    return train(here, progress=progress, cluster=cluster)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` has found: one line per checkpoint or damage, and the position that a resumed run goes on from."""
+
+    lines: list[str]
+    usable: int | None
+
+
+def verify(run: str | Path) -> Verified:
+    """Read every shard of a run's checkpoints and compare it with its manifest.
+
+    Raises:
+        UserError: `run` is no run directory.
+    """
+    directory = RunDirectory.open(run)
+    config = load_config([directory.config_yaml], [], find_catalog())
+    checkpoints = Checkpoints(open_storage(directory.checkpoint_address(config.checkpoint.uri)), directory.run_id)
+    committed, lines = checkpoints.all()
+    for checkpoint in committed:
+        damage = checkpoint.damage()
+        state = "damaged" if damage else "good"
+        lines.append(f"checkpoint at batch {checkpoint.position}: {state}, {len(checkpoint.shards)} shards")
+        lines += damage
+    newest = checkpoints.newest(goes_on=not directory.is_finished)
+    newest = newest or checkpoints.newest()
+    return Verified(lines, None if newest is None else newest.position)
 
 
 def open_cluster(config: RunConfig) -> Cluster:
@@ -77,4 +141,4 @@ def check_machine(config: RunConfig) -> None:
         raise UserError(f"network.weights: {weights} is no file; give the path of a .safetensors file")
 
 
-__all__ = ["evaluate", "export", "open_cluster", "train"]
+__all__ = ["evaluate", "export", "open_cluster", "resume", "train", "verify"]

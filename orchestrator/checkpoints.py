@@ -1,28 +1,41 @@
-"""Commits and reads checkpoints: shards first, the manifest last; a reader trusts only what verifies."""
+"""Commits, verifies and reads checkpoints: shards first, the manifest last; a reader trusts only what verifies."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actors.errors import RunError
-from actors.shard import ShardFile, read_shard
+from actors.errors import RunError, UserError
+from actors.fail_points import NO_FAIL_POINTS, FailPoints
+from actors.messages import Flags
+from actors.shard import ShardFile, read_shard, shard_bytes
+from actors.snapshots import checkpoint_folder
+from actors.storage import Storage
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: a folder and one shard per block, first block first."""
+    """A committed checkpoint: one shard per block, first block first, and what it says of the source."""
 
-    folder: Path
+    storage: Storage
     position: int
     shards: tuple[ShardFile, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its files, in the storage."""
+        return checkpoint_folder(self.position)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether training had ended there, with all outstanding feedback handled."""
+        return bool(Flags(self.source.get("orders", 0)) & Flags.LAST)
 
     def read(self, index: int) -> Any:
         """Return the state of the block with this index.
@@ -30,54 +43,135 @@ class Checkpoint:
         Raises:
             RunError: the shard is missing or damaged.
         """
-        return read_shard(self.folder, self.shards[index])
+        return read_shard(self.storage, self.shards[index])
+
+    def damage(self) -> list[str]:
+        """Return what does not verify, one sentence per shard."""
+        found = []
+        for shard in self.shards:
+            try:
+                shard_bytes(self.storage, shard)
+            except RunError as error:
+                found.append(str(error))
+        return found
 
 
-def commit(folder: Path, position: int, shards: list[ShardFile], run: str) -> Checkpoint:
-    """Write the manifest of shards that are already on disk; from then on the checkpoint exists."""
-    manifest = {
-        "format": FORMAT,
-        "run": run,
-        "position": position,
-        "shards": [asdict(shard) for shard in shards],
-    }
-    partial = folder / f".{MANIFEST}.partial"
-    with open(partial, "w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / MANIFEST)
-    for directory in (folder, folder.parent):
-        _sync(directory)
-    return Checkpoint(folder, position, tuple(shards))
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        storage: where they are.
+        run: name of the run; manifests of another one are damaged.
+        points: where this process dies, for tests.
+    """
+
+    def __init__(self, storage: Storage, run: str | None = None, points: FailPoints = NO_FAIL_POINTS) -> None:
+        self.storage, self.run, self.points = storage, run, points
+
+    def commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Checkpoint:
+        """Verify shards that have been written, then write their manifest: from then on the checkpoint exists.
+
+        Raises:
+            RunError: a shard is not what was written.
+            OSError: the manifest can't be written.
+        """
+        checkpoint = Checkpoint(self.storage, position, tuple(shards), source)
+        if damage := checkpoint.damage():
+            raise RunError(damage[0])
+        manifest = {
+            "format": FORMAT,
+            "run": self.run,
+            "position": position,
+            "shards": [asdict(shard) for shard in shards],
+            "source": dict(source),
+        }
+        data = json.dumps(manifest, indent=1).encode()
+        self.storage.write(f"{checkpoint.folder}/{MANIFEST}", data, self.points.at(position))
+        self.points.reach("written", position)
+        return checkpoint
+
+    def all(self) -> tuple[list[Checkpoint], list[str]]:
+        """Return the checkpoints whose manifests can be read, oldest first, and what is wrong with the others."""
+        found, damaged = [], []
+        for name in self.storage.names(MANIFEST):
+            try:
+                found.append(self._read(name))
+            except RunError as error:
+                damaged.append(str(error))
+        return sorted(found, key=lambda checkpoint: checkpoint.position), damaged
+
+    def newest(self, *, goes_on: bool = False) -> Checkpoint | None:
+        """Return the newest checkpoint of which every shard verifies, None if there is none.
+
+        Args:
+            goes_on: pass over one at which training had ended: a run goes on from before its feedback was drained.
+        """
+        for checkpoint in reversed(self.all()[0]):
+            if not (goes_on and checkpoint.is_last) and not checkpoint.damage():
+                return checkpoint
+        return None
+
+    def resume_point(self, *, is_finished: bool) -> tuple[Checkpoint | None, bool]:
+        """Return the checkpoint to go on from, None for the beginning, and whether training had ended there.
+
+        Args:
+            is_finished: a job has trained the run to its end, and more epochs follow.
+
+        Raises:
+            UserError: checkpoints have been committed, and none verifies.
+        """
+        ended = self.newest()
+        if is_finished and ended is not None and ended.is_last:
+            return ended, True
+        found = self.newest(goes_on=True)
+        if found is None and ended is None:
+            committed, damaged = self.all()
+            damaged += [problem for checkpoint in committed for problem in checkpoint.damage()]
+            if damaged:
+                raise UserError(
+                    f"{self.storage.address}: no checkpoint verifies ({damaged[0]}); start anew with --fresh"
+                )
+        return found, False
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints, and older files that were never committed.
+
+        The newest one must have been verified: nothing goes before its successor is safe.
+        """
+        found = self.all()[0]
+        kept = found[-keep - found[-1].is_last :] if found else []  # a stopped run goes on from the one before
+        if not kept:
+            return
+        oldest = kept[0].folder
+        for folder in self.storage.folders():
+            if folder.startswith("batch-") and folder < oldest:
+                self.storage.delete(folder)
+
+    def _read(self, name: str) -> Checkpoint:
+        where = f"manifest {self.storage.address}/{name}"
+        try:
+            manifest: Mapping[str, Any] = json.loads(self.storage.read(name))
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+            if self.run is not None and manifest["run"] != self.run:
+                raise ValueError(f"it is of run {manifest['run']}, expected {self.run}")
+            shards = tuple(ShardFile(**shard) for shard in manifest["shards"])
+            return Checkpoint(self.storage, int(manifest["position"]), shards, manifest["source"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{where}: can't be used ({error})") from None
 
 
-def newest(folder: Path) -> Checkpoint:
-    """Return the committed checkpoint with the highest position.
+def newest_checkpoint(storage: Storage) -> Checkpoint:
+    """Return the newest checkpoint that verifies.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none; names what is damaged.
     """
-    found = [_read_manifest(path) for path in folder.glob(f"*/{MANIFEST}")]
-    if not found:
-        raise RunError(f"{folder}: holds no committed checkpoint; train the run first")
-    return max(found, key=lambda checkpoint: checkpoint.position)
-
-
-def _read_manifest(path: Path) -> Checkpoint:
-    try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text())
-        shards = tuple(ShardFile(**shard) for shard in manifest["shards"])
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
-        return Checkpoint(path.parent, int(manifest["position"]), shards)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: not a manifest ({error})") from None
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    checkpoints = Checkpoints(storage)
+    found = checkpoints.newest()
+    if found is not None:
+        return found
+    committed, damaged = checkpoints.all()
+    damaged += [problem for checkpoint in committed for problem in checkpoint.damage()]
+    why = f"no checkpoint verifies: {damaged[0]}" if damaged else "holds no committed checkpoint; train the run first"
+    raise RunError(f"{storage.address}: {why}")

@@ -50,6 +50,27 @@ def train(
 
 
 @app.command()
+def resume(run: Annotated[str, typer.Argument(help="run directory")]) -> None:
+    """Go on with a run from its newest checkpoint that verifies; a finished one only shows its result."""
+    from orchestrator.api import resume as resume_run
+
+    _print_result(resume_run(run))
+
+
+@app.command()
+def verify(run: Annotated[str, typer.Argument(help="run directory")]) -> None:
+    """Check every shard of every checkpoint, and say which one a resumed run would go on from."""
+    from orchestrator.api import verify as verify_run
+
+    found = verify_run(run)
+    for text in found.lines:
+        typer.echo(text)
+    if found.usable is None:
+        raise UserError(f"{run}: no checkpoint verifies; start anew with `unlocked train ... --fresh`")
+    typer.echo(f"a resumed run goes on from the checkpoint at batch {found.usable}")
+
+
+@app.command()
 def evaluate(run: Annotated[str, typer.Argument(help="run directory")]) -> None:
     """Evaluate a run's newest checkpoint; prints JSON."""
     from orchestrator.api import evaluate as evaluate_run

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 
-from actors.chain_actor import edge_capacities
 from actors.datasets.batches import Batch as DataBatch
 from actors.datasets.batches import TrainBatches
+from actors.edge_ends import edge_capacities
 from actors.edges import EdgeSettings
 from actors.learning_rule import LearningRule
 from actors.needs import Needs, Place

@@ -22,8 +22,9 @@ from actors.errors import UserError
 from actors.networks.body import Body
 from actors.networks.network import network_layers
 from actors.plugins import plugin_class
+from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
-from orchestrator.checkpoints import Checkpoint, newest
+from orchestrator.checkpoints import Checkpoint, newest_checkpoint
 from orchestrator.config import RunConfig, load_config
 from orchestrator.plan import make_plan
 from orchestrator.run_directory import RunDirectory
@@ -88,7 +89,8 @@ def assemble(config: RunConfig, input_shape: tuple[int, ...], num_classes: int) 
 
 def _trained(run: str | Path) -> tuple[RunConfig, Checkpoint]:
     directory = RunDirectory.open(run)
-    return load_config([directory.config_yaml], [], find_catalog()), newest(directory.checkpoints)
+    config = load_config([directory.config_yaml], [], find_catalog())
+    return config, newest_checkpoint(open_storage(directory.checkpoint_address(config.checkpoint.uri)))
 
 
 def _restored_blocks(config: RunConfig, checkpoint: Checkpoint) -> list[Block]:
@@ -96,7 +98,7 @@ def _restored_blocks(config: RunConfig, checkpoint: Checkpoint) -> list[Block]:
     plan = make_plan(config)
     blocks = []
     for index, shape in enumerate(plan.shapes):
-        spec = block_spec(config, plan, index, "evaluation", checkpoint.folder)
+        spec = block_spec(config, plan, index, "evaluation")
         machine = replace(spec.machine, device="cpu", compile=False)
         block = Block(replace(spec, machine=machine, network=replace(spec.network, weights=None)), shape)
         block.restore(checkpoint.read(index))

@@ -16,20 +16,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from actors.block_actor import checkpoint_folder
-from actors.errors import RunError, UserError
-from actors.shard import ShardFile
+from actors.errors import UserError
+from actors.fail_points import FailPoints
+from actors.storage import open_storage
 from orchestrator import control
 from orchestrator.catalog import find_catalog
-from orchestrator.checkpoints import commit
-from orchestrator.cluster.contract import Assignment, Cluster, Ended, Request
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.cluster.contract import Cluster, Ended, Joined
+from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
+from orchestrator.config.durability import durability
+from orchestrator.crew import Crew
+from orchestrator.lease import Lease
 from orchestrator.ledger import edge_ledger
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
+from orchestrator.recovery import Recovery
 from orchestrator.run_directory import RunDirectory
-from orchestrator.specs import block_spec, edge_settings, source_spec
+from orchestrator.specs import kills_of
 from orchestrator.status import status_of
 from orchestrator.summary import (
     Summary,
@@ -43,10 +48,9 @@ from orchestrator.summary import (
     weights_sha256,
 )  # fmt: skip
 from orchestrator.timeline import Clocks, timeline
-from orchestrator.wiring import SOURCE, Edge, block_name, is_forward
+from orchestrator.wiring import SOURCE, Edge, is_forward
 
 REPORT_EVERY_S = 1.0
-SOURCE_CPUS = 0.01
 
 
 class Orchestrator:
@@ -57,24 +61,36 @@ class Orchestrator:
         plan: what the run is made of.
         directory: where it is written.
         cluster: where the actors run; closed by the caller.
+        lease: the right to run it; released by the caller.
         progress: whether to show progress.
     """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, directory: RunDirectory, cluster: Cluster, *, progress: bool
+        self, config: RunConfig, plan: Plan, directory: RunDirectory, cluster: Cluster, lease: Lease, *, progress: bool
     ) -> None:
-        self.config, self.plan, self.directory, self.cluster = config, plan, directory, cluster
-        self.names = [block_name(index) for index in range(len(plan.blocks))]
+        self.config, self.plan, self.directory, self.cluster, self.lease = config, plan, directory, cluster, lease
+        storage = open_storage(directory.checkpoint_address(config.checkpoint.uri))
+        self.crew = Crew(config, plan, directory, cluster, storage, lease.epoch)
+        self.names = self.crew.blocks
         self.num_batches = plan.num_batches
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
+        points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
+        checkpoints = Checkpoints(storage, directory.run_id, points)
+        self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
+        self.commits = Commits(
+            checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
+        )
+        self.recovery = Recovery(config, self.crew, self.commits, self.metrics.event, self.progress.say, time.monotonic)
         self.facts: dict[str, Mapping[str, Any]] = {}
+        self.known: dict[str, Mapping[str, Any]] = {}
+        """The newest report of every actor."""
         self.clocks = Clocks()
         self.stop_asked = False
         self.is_paused = False
         self.has_launched = False
         self._logged: dict[str, int] = {}
-        self._committed: set[int] = set()
+        self._told: set[str] = set()
 
     def run(self) -> Summary:
         """Train to the end, or to the batch after a stop was asked for.
@@ -98,19 +114,11 @@ class Orchestrator:
             self.metrics.close()
 
     def _setup(self) -> None:
-        config, run = self.config, self.directory.run_id
-        placement = config.placement
-        takes = {name: self._num_takes(name) for name in (SOURCE, *self.names)}
-        requests = [Request(SOURCE, SOURCE_CPUS, num_takes=takes[SOURCE])]
-        requests += [Request(name, self._cpus(), placement.gpus_per_block, takes[name]) for name in self.names]
-        self.progress.say(f"starting {len(requests)} actors")
-        self.cluster.start(requests)
-        assignments = {SOURCE: Assignment(source_spec(config, self.plan, run))}
-        for index, name in enumerate(self.names):
-            spec = block_spec(config, self.plan, index, run, self.directory.checkpoints)
-            assignments[name] = Assignment(spec, self.plan.shapes[index])
-        self.cluster.assign(assignments)
-        self.cluster.connect(self.plan.wiring.edges)
+        self.progress.say(f"starting {len(self.crew.names)} actors")
+        if self.start_from is not None:
+            self.metrics.event(event="resumed", position=self.start_from.position)
+            self.progress.say(f"going on from the checkpoint at batch {self.start_from.position}")
+        self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 
     def _what(self) -> str:
@@ -120,27 +128,21 @@ class Orchestrator:
         epochs = f"{self.config.training.epochs} epochs each, {self.plan.num_epochs} in all"
         return f"{blocks} one after another, {epochs}, {batches}"
 
-    def _num_takes(self, name: str) -> int:
-        outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
-        return edge_settings(self.config).window * len(outgoing)
-
-    def _cpus(self) -> float:
-        asked = self.config.placement.cpus_per_block
-        return self.cluster.cpus_for(len(self.names), SOURCE_CPUS) if asked == "auto" else float(asked)
-
     def _drive(self) -> None:
         launched = time.monotonic()
         self.cluster.launch()
         self.has_launched = True
         reported = 0.0
-        while len(self.facts) < len(self.names) + 1:
-            for ended in self.cluster.poll(control.LOOK_EVERY_S):
-                self._accept(ended)
+        while len(self.facts) < len(self.crew.names) or self.recovery.losses:
+            for event in self.cluster.poll(control.LOOK_EVERY_S):
+                self._accept(event)
             for request in control.waiting(self.directory):
                 self._control(request)
-            if time.monotonic() - reported >= REPORT_EVERY_S:
+            self.recovery.replace_due()
+            if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
+                self.lease.beat()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
 
@@ -156,6 +158,7 @@ class Orchestrator:
             control.refuse(request, str(error))
             return
         values = control.for_actors(self.config)
+        self.crew.config = self.config
         for name in self.names:
             self.cluster.order(name, "set", values)
         self.metrics.event(event="control", values=dict(request.values))
@@ -177,26 +180,75 @@ class Orchestrator:
         asked = self.clocks.now()
         reports = self.cluster.reports()
         self.clocks.note(asked, self.clocks.now(), reports)
+        if not self.is_paused:
+            self.recovery.heard(reports)
+            for ended in self.recovery.hung():
+                self._accept(ended)
         return reports
 
-    def _accept(self, ended: Ended) -> None:
-        if ended.facts is None:
-            self.metrics.event(event="failed", actor=ended.name, reason=ended.reason)
-            if ended.is_mistake:
-                raise UserError(ended.reason)
-            raise RunError(f"{ended.name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
-        self.facts[ended.name] = ended.facts
+    def _accept(self, event: Ended | Joined) -> None:
+        name = event.name
+        if isinstance(event, Joined):
+            self.recovery.joined(name)
+            self._instruct(name)
+            return
+        if event.facts is not None:
+            self.facts[name] = event.facts
+            return
+        if event.is_mistake:
+            self.metrics.event(event="failed", actor=name, reason=event.reason)
+            raise UserError(event.reason)
+        self.recovery.lost(event)
+        for gone in self.crew.names if self.recovery.mode == "global" else [name]:
+            self.facts.pop(gone, None)
+            self.known.pop(gone, None)
+            self._logged.pop(gone, None)
+
+    def _instruct(self, name: str) -> None:
+        """Tell another life of an actor what the one before had been told."""
+        if name != SOURCE:
+            self.cluster.order(name, "set", control.for_actors(self.config))
+        if name == SOURCE and self.stop_asked:
+            self.cluster.order(SOURCE, "stop")
+        self.cluster.order(name, "commit", {"position": self.commits.position})
+        if self.is_paused:
+            self.cluster.order(name, "pause")
 
     def _observe(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
-        blocks = {name: reports[name] for name in self.names if name in reports}
+        self.known |= reports
+        blocks = {name: self.known[name] for name in self.names if name in self.known}
         if len(blocks) < len(self.names):
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
         self._log_changes(blocks)
-        self._commit_snapshots(list(blocks.values()))
-        self._write_status("paused" if self.is_paused else "running", reports)
+        self._cover(list(blocks.values()))
+        self._write_status("paused" if self.is_paused else "running", self.known)
         self.progress.show(position, tested, blocks)
+
+    def _cover(self, blocks: list[Mapping[str, Any]]) -> None:
+        """Commit what the actors have written, let them forget what that covers, and order the next snapshot."""
+        source = self.known.get(SOURCE)
+        for checkpoint in self.commits.note(source, blocks):
+            self.metrics.event(event="checkpoint", position=checkpoint.position)
+            for name in self.crew.names:
+                self.cluster.order(name, "commit", {"position": checkpoint.position})
+        if self.commits.is_due():
+            self.cluster.order(SOURCE, "snapshot")
+        if self.commits.error is not None:
+            self._tell_once(self.commits.error, "checkpoint failed")
+        if source is not None and source["waits_for_checkpoint"]:
+            self._tell_once(
+                "the source waits for checkpoints, since more than recovery.retention_bytes would be kept; raise it "
+                "or take checkpoints more often",
+                "retention",
+            )
+
+    def _tell_once(self, text: str, kind: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.metrics.event(event=kind, reason=text)
+            self.progress.say(text)
 
     def _position(self, reports: Mapping[str, Mapping[str, Any]]) -> tuple[int, float | None]:
         """Batches that the chain is through, and its newest test accuracy; in phases, of the last block that has one"""
@@ -214,14 +266,6 @@ class Orchestrator:
                 self.metrics.event(event="applied", actor=name, **change)
             self._logged[name] = len(facts["applied"])
 
-    def _commit_snapshots(self, blocks: list[Mapping[str, Any]]) -> None:
-        """Commit every position of which all blocks have written their snapshot."""
-        positions = set.intersection(*(set(facts["shards"]) for facts in blocks))
-        for position in sorted(positions - self._committed):
-            shards = [ShardFile(**facts["shards"][position]) for facts in blocks]
-            commit(self.directory.checkpoints / checkpoint_folder(position), position, shards, self.directory.run_id)
-            self._committed.add(position)
-
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
         self._check_ledgers()
@@ -234,10 +278,10 @@ class Orchestrator:
     def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
         last = blocks[-1]
         digests = {name: digest for facts in blocks for name, digest in facts["digests"].items()}
-        entries = [block_entry(facts) for facts in blocks]
+        entries = [block_entry(facts, self.crew.restarts[facts["name"]]) for facts in blocks]
         trained = self.facts[SOURCE]["version"]
-        epochs, rest = divmod(trained, self.plan.batches_per_epoch)
-        samples = epochs * self.plan.num_samples + rest * self.config.data.batch_size
+        epochs = trained // self.plan.batches_per_epoch
+        before = 0 if self.start_from is None else self.start_from.position + 1
         tested = last_evaluation(last, "test")
         return Summary(
             method=str(self.config.rule.name or self.config.rule.factory),
@@ -246,7 +290,7 @@ class Orchestrator:
             test_loss=mean_loss(tested),
             validation_accuracy=accuracy(last_evaluation(last, "validation")),
             ensemble_accuracy=ensemble_accuracy(tested),
-            samples_per_s=samples / self.wall_s,
+            samples_per_s=(self._num_samples(trained) - self._num_samples(before)) / self.wall_s,
             wall_s=self.wall_s,
             epochs=epochs,
             seed=self.config.seed,
@@ -260,6 +304,11 @@ class Orchestrator:
             ],
             events=self.metrics.events,
         )
+
+    def _num_samples(self, num_batches: int) -> int:
+        """Return the samples in the first batches of the run."""
+        epochs, rest = divmod(num_batches, self.plan.batches_per_epoch)
+        return epochs * self.plan.num_samples + rest * self.config.data.batch_size
 
     def _bound(self, edge: Edge) -> int | None:
         """The staleness bound of an edge: activations between blocks have one, if any."""

@@ -19,7 +19,7 @@ from orchestrator.config import RunConfig, resolved, same_run
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
-    "run_id", "tensorboard", "checkpoints", "control", "config.yaml",
+    "run_id", "tensorboard", "checkpoints", "control", "steps", "lease.json", "config.yaml",
 )  # fmt: skip
 
 
@@ -36,13 +36,15 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.control = path / "control"
+        self.lease_json = path / "lease.json"
+        self.steps = path / "steps"
 
     @classmethod
     def create(cls, config: RunConfig, *, fresh: bool = False) -> RunDirectory:
-        """Make the run's folder, or return that of a finished run of the same config.
+        """Make the run's folder, or return that of a run of the same config.
 
         Raises:
-            UserError: the folder holds something else, or an unfinished run.
+            UserError: the folder holds something else.
         """
         directory = cls(Path(config.run_dir or "runs/run").absolute())
         try:
@@ -58,9 +60,7 @@ class RunDirectory:
             directory.path.chmod(0o700)
             directory.checkpoints.mkdir()
             (directory.path / "run_id").write_text(uuid.uuid4().hex)
-            partial = directory.path / ".config.yaml.partial"
-            partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
-            partial.rename(directory.config_yaml)
+            directory.keep(config)
         except OSError as error:
             raise UserError(
                 f"run_dir: {directory.path} can't be used ({error.strerror}); choose another run_dir"
@@ -79,6 +79,21 @@ class RunDirectory:
             raise UserError(f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run")
         return directory
 
+    def keep(self, config: RunConfig) -> None:
+        """Write the run's config, which may differ from the one before in what does not make it another run."""
+        partial = self.path / ".config.yaml.partial"
+        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+        partial.rename(self.config_yaml)
+
+    def checkpoint_address(self, uri: str | None) -> str:
+        """Return where the run's checkpoints are: `checkpoint.uri` if that is given, in a folder of the run's own."""
+        return str(self.checkpoints) if uri is None else f"{uri.rstrip('/')}/{self.run_id[:12]}"
+
+    def step_mark(self, actor: str) -> Path:
+        """Return the file that says which batch an actor trains on."""
+        self.steps.mkdir(mode=0o700, exist_ok=True)
+        return self.steps / actor
+
     @property
     def run_id(self) -> str:
         """Name of this run in every message."""
@@ -86,7 +101,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has been trained to its end."""
+        """Whether a job has trained the run to the end that it was given."""
         return self.summary_json.exists() and self.read_summary()["status"] == "completed"
 
     def read_summary(self) -> dict[str, Any]:
@@ -121,17 +136,6 @@ class RunDirectory:
             raise UserError(
                 f"run_dir: {self.path} holds another run (it differs in {', '.join(differing[:5])}); "
                 f"choose another run_dir, or start anew with --fresh"
-            )
-        if not self.is_finished:
-            raise UserError(
-                f"run_dir: {self.path} holds an unfinished run, which this version can't continue; "
-                f"start anew with --fresh"
-            )
-        trained = self.read_summary()["epochs"]
-        if trained < config.training.epochs:
-            raise UserError(
-                f"run_dir: {self.path} holds a run of {trained} epochs, which this version can't continue to "
-                f"training.epochs = {config.training.epochs}; start anew with --fresh"
             )
 
     def _read_config(self) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from actors.datasets.dataset import DataSpec
+from actors.edge_ends import Life
 from actors.edges import EdgeSettings
+from actors.fail_points import Kill
+from actors.needs import Feedback
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec, RateSchedule
 from actors.seeds import seed_of
@@ -16,10 +19,12 @@ from actors.spec import BlockSpec, Machine, PluginSpec, Replay, SourceSpec
 from actors.stretch import Slowness
 from actors.trace import sampled_batches
 from orchestrator.config import RunConfig
+from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, replay_settings
-from orchestrator.wiring import block_name
+from orchestrator.wiring import SOURCE, block_name
 
 if TYPE_CHECKING:
+    from orchestrator.checkpoints import Checkpoint
     from orchestrator.plan import Plan
 
 
@@ -39,7 +44,26 @@ def network_spec(config: RunConfig) -> NetworkSpec:
     return NetworkSpec(name=network.name, factory=network.factory, weights=network.weights, options=network.options)
 
 
-def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
+@dataclass(frozen=True)
+class Birth:
+    """Which life of an actor begins, and from where.
+
+    Args:
+        life: fences the lives before.
+        num_restarts: lives before, in this job.
+        checkpoint: what it goes on from; None: the run's beginning.
+        goes_on: training had ended there, and goes on with further epochs.
+        last_batch: what an earlier life of the source has sent as the last batch.
+    """
+
+    life: Life = field(default_factory=Life)
+    num_restarts: int = 0
+    checkpoint: Checkpoint | None = None
+    goes_on: bool = False
+    last_batch: int | None = None
+
+
+def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth()) -> SourceSpec:
     """Return the data actor's spec."""
     evaluation = config.evaluation
     every = evaluation.every_batches
@@ -57,12 +81,23 @@ def source_spec(config: RunConfig, plan: Plan, run: str) -> SourceSpec:
         evaluated_splits=tuple(evaluation.splits),
         settings=edge_settings(config),
         machine=_machine(config, device="cpu", threads=1),
+        snapshot_every=durability(config).every_batches,
+        most_uncovered=most_uncovered(config, plan) if is_retaining(config) else None,
+        restore=birth.checkpoint and birth.checkpoint.source,
+        goes_on=birth.goes_on,
+        last_batch=birth.last_batch,
+        life=birth.life,
+        num_restarts=birth.num_restarts,
+        kills=kills_of(config, SOURCE),
         traced=sampled_batches(plan.num_batches, plan.phase_batches),
     )
 
 
-def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints: Path) -> BlockSpec:
-    """Return the spec of one block's actor."""
+def block_spec(
+    config: RunConfig, plan: Plan, index: int, run: str,
+    checkpoints: str | None = None, birth: Birth = Birth(), step_mark: str | None = None,
+) -> BlockSpec:  # fmt: skip
+    """Return the spec of one block's actor; `checkpoints` is the address of the storage for its snapshots."""
     placement = config.placement
     return BlockSpec(
         run=run,
@@ -87,7 +122,14 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
         bound=config.staleness.max,
         slowness=_slowness(config, index),
         accumulate=config.training.accumulate,
-        checkpoints=str(checkpoints),
+        checkpoints=checkpoints,
+        step_mark=step_mark,
+        restore=birth.checkpoint and birth.checkpoint.shards[index],
+        goes_on=birth.goes_on,
+        life=birth.life,
+        num_restarts=birth.num_restarts,
+        on_nonfinite=config.on_nonfinite,
+        kills=kills_of(config, block_name(index)),
         traced=sampled_batches(plan.num_batches, plan.phase_batches),
     )
 
@@ -95,6 +137,32 @@ def block_spec(config: RunConfig, plan: Plan, index: int, run: str, checkpoints:
 def is_unordered(config: RunConfig) -> bool:
     """Return whether blocks take what comes, instead of everything in its fixed place."""
     return config.schedule.name == "replay" or config.schedule.feedback == "as_it_arrives"
+
+
+def is_retaining(config: RunConfig) -> bool:
+    """Return whether messages stay with their producer until a checkpoint covers them."""
+    return durability(config).mode == "local" and not is_unordered(config)
+
+
+def most_uncovered(config: RunConfig, plan: Plan) -> int:
+    """Return how many batches may leave before a checkpoint covers them, so that no actor keeps more than its share.
+
+    A block keeps what it has sent up and down; evaluation batches come on top, until the checkpoint after them.
+    """
+    sizes = [math.prod(shape) for shape in plan.shapes]
+    has_feedback = [need.feedback is not Feedback.NONE for need in plan.needs]
+    kept = [sizes[0] * (1 + len(plan.wiring.source.raw))]
+    for index in range(len(sizes)):
+        up = sizes[index + 1] if index + 1 < len(sizes) else 0
+        down = sizes[index] if index > 0 and has_feedback[index - 1] else 0
+        kept.append(up + down)
+    batch_bytes = 4 * config.data.batch_size * max(kept)
+    return max(2, config.recovery.retention_bytes // batch_bytes)
+
+
+def kills_of(config: RunConfig, actor: str) -> tuple[Kill, ...]:
+    """Return where an actor is to die."""
+    return tuple(Kill(k.actor, k.at, k.batch, k.lives) for k in config.faults.kill if k.actor == actor)
 
 
 def _replay(config: RunConfig, plan: Plan) -> Replay | None:
@@ -155,7 +223,7 @@ def edge_settings(config: RunConfig) -> EdgeSettings:
     """Return the sizes of every edge."""
     buffers = config.buffers
     window = buffers.window or min(2, buffers.capacity)
-    return EdgeSettings(capacity=buffers.capacity, window=window, limit=buffers.capacity)
+    return EdgeSettings(buffers.capacity, window, limit=buffers.capacity, retains=is_retaining(config))
 
 
 def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
@@ -168,4 +236,5 @@ def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
         compile=training.compile,
         precision=training.precision,
         deadline_s=config.placement.deadline_s,
+        is_shared=config.placement.backend == "in_process",
     )

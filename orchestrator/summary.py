@@ -50,19 +50,20 @@ def weights_sha256(digests: Mapping[str, str]) -> str:
     return whole.hexdigest()
 
 
-def block_entry(facts: Mapping[str, Any]) -> dict[str, Any]:
+def block_entry(facts: Mapping[str, Any], restarts: int = 0) -> dict[str, Any]:
     """Return a block's part of the summary from its final facts."""
     return {
         "name": facts["name"],
         "layers": facts["layers"],
         "version": facts["version"],
         "updates": facts["updates"],
+        "updates_skipped": facts["num_skipped"],
         "loss": facts["loss"],
         "test_accuracy": accuracy(last_evaluation(facts, "test")),
         "ensemble_accuracy": ensemble_accuracy(last_evaluation(facts, "test")),
         "weights_sha256": weights_sha256(facts["digests"]),
         "auxiliary_sha256": weights_sha256(facts["auxiliary_digests"]),
-        "restarts": 0,
+        "restarts": restarts,
         "time_fraction": facts["time_fraction"],
     }
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from actors.block import Block
 from actors.edges import BlockEdges
 from actors.evaluation import Evaluator, Parts
+from actors.finiteness import Finiteness
 from actors.learning_rule import Around, Batch
 from actors.messages import Flags, Message
 from actors.module_pass import Late, ModulePass
@@ -121,6 +122,7 @@ class TimedBlock(Block):
         self.version = self.updates = self.head_updates = self.synthesizer_updates = 0
         self.loss = None
         self.open: dict[int, ModulePass] = {}
+        self.finiteness = Finiteness(spec.index, is_skipping=True)
         self.accumulated = {"weights": 0, "heads": 0, "synthesizer": 0}
         self.optimizers = {}
         self._costs, self._spend = costs, spend

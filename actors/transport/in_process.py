@@ -12,14 +12,22 @@ class InProcessPort:
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
+        self.is_cut = False
+        """Set when the producer's process is said to have died."""
         self._calls: list[Take] = []
 
     def request(self, take: Take) -> None:
-        """Remember the call."""
-        self._calls.append(take)
+        """Remember the call; one that only tells something is made now, since it may be collected late."""
+        if take.limit == 0 and not self.is_cut:
+            self.outbox.take(take)
+        else:
+            self._calls.append(take)
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Make every call now; those with nothing to return stay outstanding."""
+        if self.is_cut:
+            gone, self._calls = self._calls, []
+            return [(take, ConnectionError("the producer's process is gone")) for take in gone]
         ended: list[tuple[Take, Reply | Exception]] = []
         still: list[Take] = []
         for take in self._calls:
@@ -28,7 +36,7 @@ class InProcessPort:
             except Exception as error:
                 ended.append((take, error))
                 continue
-            if reply.packets or reply.end is not None or take.limit == 0:
+            if reply.packets or reply.end is not None:
                 ended.append((take, reply))
             else:
                 still.append(take)

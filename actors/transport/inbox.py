@@ -6,9 +6,11 @@ a new session, which makes the producer send again from the first message that w
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 from actors.errors import CorruptMessage, EdgeError
 from actors.messages import Message
@@ -58,7 +60,7 @@ class Inbox:
 
     Args:
         run, edge: names checked in every header.
-        port: line to the producer.
+        port: line to the producer; None: none yet, see `reconnect`.
         window: takes kept outstanding.
         limit: most messages in one reply.
         incarnation: which life of the consumer this is.
@@ -70,7 +72,7 @@ class Inbox:
         self,
         run: str,
         edge: str,
-        port: Port,
+        port: Port | None,
         *,
         window: int = 2,
         limit: int = 4,
@@ -88,9 +90,14 @@ class Inbox:
         self.producer_version = 0
         self.num_sessions = 0
         self.num_duplicates = 0
+        self.num_lost = 0
+        """Messages that no life of the producer will send: only of a producer that is lossy."""
         self.num_bytes = 0
+        self._next_port: Port | None = None
+        self._line_changed = threading.Condition()
         self._session: Session = (incarnation, 0)
         self._outstanding = 0
+        self._acknowledged = -1
         self._arrived: dict[int, Packet] = {}
         self._gap_since: float | None = None
         self._handed = 0
@@ -120,12 +127,30 @@ class Inbox:
         """
         self._ask()
         if self.received + 1 not in self._arrived:
+            self._acknowledge_late()
             self._collect(wait_s)
         else:
             self._collect(0.0)
         message = self._pop()
         self._ask()
         return message
+
+    def reconnect(self, port: Port) -> None:
+        """Go on with another life of the producer, from the next message that was not received.
+
+        May be called from any thread; takes effect when the program asks next. The producer learns at once what it
+        need not keep, since it may wait for room on this edge before the program looks at it.
+        """
+        with self._line_changed:
+            incarnation, counter = self._session
+            port.request(replace(self._take(0), session=(incarnation, counter + 1)))
+            self._next_port = port
+            self._line_changed.notify_all()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a producer that answers, as far as is known."""
+        return self.port is not None or self._next_port is not None
 
     def _pop(self) -> Message | None:
         packet = self._arrived.get(self.received + 1)
@@ -152,29 +177,55 @@ class Inbox:
         """Promise at once never to start training on messages of a lower version; a promise is never taken back."""
         if oldest_trainable > self.oldest_trainable:
             self.oldest_trainable = oldest_trainable
-            self.port.request(self._take(0))
+            if self.port is not None:
+                self.port.request(self._take(0))
 
     def _ask(self) -> None:
+        if self._next_port is not None:
+            with self._line_changed:
+                self.port, self._next_port = self._next_port, None
+            self._open_session()
+        if self.port is None:
+            return
         while self._outstanding < self.window and not self._all_handed:
             self.port.request(self._take(self.limit))
             self._outstanding += 1
 
+    def _acknowledge_late(self) -> None:
+        """Before a wait: a backlog larger than the outbox may come in replies whose successors acknowledge too little.
+
+        In the usual course a take acknowledges all but what its outbox has room beside.
+        """
+        if self.port is not None and self.received - self._acknowledged >= self.limit:
+            self.port.request(self._take(0))
+
     def _take(self, limit: int) -> Take:
+        self._acknowledged = self.received
         durable = self.durable if self.retains else self.received
         return Take(
             self.edge, self._session, self.received, durable, self.oldest_trainable, limit, MAX_WAIT_S if limit else 0.0
         )
 
     def _collect(self, wait_s: float) -> None:
+        if self.port is None:
+            with self._line_changed:
+                self._line_changed.wait_for(lambda: self._next_port is not None, wait_s)
+            return
         for take, reply in self.port.collect(wait_s):
             if take.session != self._session:
                 continue  # an answer to a session that this inbox has left
             self._outstanding -= take.limit > 0
+            if isinstance(reply, ConnectionError):
+                self.port = None  # whoever started the producer replaces it, and reconnects
+                return
             if isinstance(reply, Exception):
                 raise reply
             self._accept(reply)
 
     def _accept(self, reply: Reply) -> None:
+        if reply.first > self.received + 1:
+            self.num_lost += reply.first - self.received - 1
+            self.received = reply.first - 1
         self.producer_version = max(self.producer_version, reply.version)
         self._handed = max(self._handed, reply.handed)
         if reply.end is not None:
@@ -217,3 +268,14 @@ class Inbox:
         self._arrived.clear()
         self._gap_since, self._handed = None, 0
         self.num_sessions += 1
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Return how far the program has received."""
+        return {"received": self.received, "oldest_trainable": self.oldest_trainable, "lost": self.num_lost}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the life that `state` is of; what it had received when its snapshot was taken is durable."""
+        self.received = self.durable = self._acknowledged = state["received"]
+        self.oldest_trainable, self.num_lost = state["oldest_trainable"], state["lost"]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from actors.errors import EdgeError, SessionRefused
-from actors.messages import Message
-from actors.transport.packet import Packet, pack
+from actors.messages import Kind, Message, from_plain, to_plain
+from actors.transport.packet import Packet, pack, unpack
 
 Session = tuple[int, int]
 """(incarnation of the consumer, counter): ordered, the newest one is served."""
@@ -46,6 +47,7 @@ class Reply:
     """Up to `limit` packets in order, and how far the producer is.
 
     `handed`: every sequence number below it has been handed out in this session.
+    `first`: the lowest one of this session.
     `end`: how many messages the edge carries in all, once the producer knows it.
     """
 
@@ -54,6 +56,7 @@ class Reply:
     handed: int
     version: int
     end: int | None
+    first: int = 0
 
 
 class Outbox:
@@ -65,23 +68,40 @@ class Outbox:
         capacity: messages that may wait here, not yet received by the consumer.
         incarnation: which life of the producer this is.
         version: returns the producer's current version, sent with every reply.
+        keep: newest training messages that stay whatever was received: a consumer whose program handles them
+            that much later needs them again if both ends return to a position.
+        repeats: this life makes again what an earlier one has made after the position that it was restored at.
+            What the consumer has already is not kept.
+        is_lossy: this life does not make the same messages again: its numbers go on after the consumer's.
     """
 
     def __init__(
-        self, run: str, edge: str, capacity: int, *, incarnation: int = 0, version: Callable[[], int] = int
+        self,
+        run: str,
+        edge: str,
+        capacity: int,
+        *,
+        incarnation: int = 0,
+        version: Callable[[], int] = int,
+        keep: int = 0,
+        repeats: bool = False,
+        is_lossy: bool = False,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"outbox {edge}: capacity must be at least 1, got {capacity}")
         self.run, self.edge, self.capacity, self.incarnation = run, edge, capacity, incarnation
         self.version = version
+        self.repeats, self.is_lossy = repeats, is_lossy
         self.received = -1
         self.durable = -1
         self.oldest_trainable = 0
         self.num_bytes = 0
         self._kept: deque[tuple[int, Packet]] = deque()
+        self._recent: deque[int] = deque(maxlen=keep)
         self._next_sequence = 0
         self._cursor = 0
         self._session: Session = (-1, -1)
+        self._session_first = 0
         self._closed = False
         self._changed = threading.Condition()
 
@@ -93,7 +113,13 @@ class Outbox:
     @property
     def num_waiting(self) -> int:
         """Messages that the consumer's program has not received yet."""
-        return self._next_sequence - 1 - self.received
+        return max(0, self._next_sequence - 1 - self.received)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Payload bytes that are stored here, received or not."""
+        with self._changed:
+            return sum(packet.num_bytes for _, packet in self._kept)
 
     def put(self, message: Message, wait_s: float = 0.0) -> bool:
         """Add a message under the next sequence number; False if there was no room within `wait_s`."""
@@ -104,13 +130,26 @@ class Outbox:
                 return False
             sequence = self._next_sequence
         # Packing reads the whole payload, so it is done outside the lock; only one thread puts.
-        packet = pack(replace(message, sequence=sequence, incarnation=self.incarnation), run=self.run, edge=self.edge)
+        packet = self._packed(message, sequence)
         with self._changed:
-            self._kept.append((sequence, packet))
+            if sequence != self._next_sequence:  # a new session has moved it meanwhile
+                sequence = self._next_sequence
+                packet = self._packed(message, sequence)
+            self._store(sequence, message.kind, packet)
             self._next_sequence += 1
             self.num_bytes += packet.num_bytes
+            self._free()
             self._changed.notify_all()
         return True
+
+    def _packed(self, message: Message, sequence: int) -> Packet:
+        sent = replace(message, sequence=sequence, incarnation=self.incarnation)
+        return pack(sent, run=self.run, edge=self.edge)
+
+    def _store(self, sequence: int, kind: Kind, packet: Packet) -> None:
+        self._kept.append((sequence, packet))
+        if kind in (Kind.ACTIVATION, Kind.FEEDBACK, Kind.DONE):
+            self._recent.append(sequence)
 
     def wait_trainable(self, version: int, wait_s: float) -> bool:
         """Wait until the consumer will not start training on messages below `version`; False if it still may."""
@@ -145,19 +184,21 @@ class Outbox:
             self._open(take)
             self._acknowledge(take)
             if take.limit == 0:
-                return Reply(take.session, (), self._cursor, self.version(), self._end)
+                return self._reply(take, ())
             self._changed.wait_for(
                 lambda: self._cursor < self._next_sequence or self._closed or take.session < self._session,
                 min(take.wait_s, MAX_WAIT_S),
             )
             if take.session < self._session:
                 raise SessionRefused(f"edge {self.edge}: session {take.session} ended, {self._session} is served")
-            first = self._kept[0][0] if self._kept else self._next_sequence
-            start = self._cursor - first
+            start = self._cursor - self._first
             stop = min(start + take.limit, len(self._kept))
             packets = tuple(self._kept[i][1] for i in range(start, stop))
             self._cursor += len(packets)
-            return Reply(take.session, packets, self._cursor, self.version(), self._end)
+            return self._reply(take, packets)
+
+    def _reply(self, take: Take, packets: tuple[Packet, ...]) -> Reply:
+        return Reply(take.session, packets, self._cursor, self.version(), self._end, self._session_first)
 
     @property
     def _end(self) -> int | None:
@@ -170,17 +211,31 @@ class Outbox:
             raise SessionRefused(f"edge {self.edge}: session {take.session} is over, {self._session} is served")
         if take.session == self._session:
             return
-        first = self._kept[0][0] if self._kept else self._next_sequence
-        if not first <= take.received + 1 <= self._next_sequence:
+        if self.is_lossy:
+            self._go_on_after(take.received)
+        first, wanted = self._first, take.received + 1
+        if not self.is_lossy and (wanted < first or (wanted > self._next_sequence and not self.repeats)):
             raise EdgeError(
-                f"edge {self.edge}: session {take.session} asks for message {take.received + 1}, "
+                f"edge {self.edge}: session {take.session} asks for message {wanted}, "
                 f"kept are {first} to {self._next_sequence - 1}"
             )
         self._session = take.session
-        self._cursor = take.received + 1
+        self._cursor = self._session_first = max(wanted, first) if self.is_lossy else wanted
         self.received = take.received
 
+    def _go_on_after(self, received: int) -> None:
+        """Leave out what one end has lost: numbers that died with the producer, or with the consumer."""
+        if received >= self._next_sequence:
+            self._kept.clear()
+            self._next_sequence = received + 1
+
+    @property
+    def _first(self) -> int:
+        return self._kept[0][0] if self._kept else self._next_sequence
+
     def _acknowledge(self, take: Take) -> None:
+        if take.received >= self._cursor and self.repeats:
+            self._cursor = take.received + 1  # from the life before
         if take.received >= self._cursor:
             raise EdgeError(
                 f"edge {self.edge}: message {take.received} is acknowledged, {self._cursor} were handed out"
@@ -188,7 +243,29 @@ class Outbox:
         self.received = max(self.received, take.received)
         self.durable = max(self.durable, take.durable)
         self.oldest_trainable = max(self.oldest_trainable, take.oldest_trainable)
+        self._free()
+        self._changed.notify_all()
+
+    def _free(self) -> None:
         covered = min(self.received, self.durable)
+        if self._recent:
+            covered = min(covered, self._recent[0] - 1)
         while self._kept and self._kept[0][0] <= covered:
             self._kept.popleft()
-        self._changed.notify_all()
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Return how far the edge is, and the newest `keep` training messages with all that lies between them."""
+        with self._changed:
+            since = self._recent[0] if self._recent else self._next_sequence
+            kept = [packet for sequence, packet in self._kept if sequence >= since]
+            facts = {"sent": self._next_sequence, "bytes": self.num_bytes}
+        return facts | {"kept": [to_plain(unpack(packet, run=self.run, edge=self.edge)) for packet in kept]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as the life that `state` is of."""
+        for plain in state["kept"]:
+            message = from_plain(plain)
+            self._store(message.sequence, message.kind, self._packed(message, message.sequence))
+        self._next_sequence, self.num_bytes = state["sent"], state["bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ class Ended:
     """An actor whose `run` returned (`facts`) or failed (`reason`, one line, and `traceback`).
 
     `is_mistake`: the reason is a sentence for the user, who can fix it.
+    `died`: its process is gone; else its program has raised.
     """
 
     name: str
@@ -43,6 +44,14 @@ class Ended:
     reason: str = ""
     traceback: str = ""
     is_mistake: bool = False
+    died: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An actor that was replaced and runs again, connected with its neighbours."""
+
+    name: str
 
 
 class Cluster(Protocol):
@@ -52,8 +61,8 @@ class Cluster(Protocol):
         """Return the CPUs each block gets when the user leaves it to us; a fraction if there are too few."""
         ...
 
-    def start(self, requests: Sequence[Request]) -> None:
-        """Start one host per request, placed in the order given."""
+    def start(self, requests: Sequence[Request], spares: int = 0) -> None:
+        """Start one host per request, placed in the order given, and `spares` that wait to replace one."""
         ...
 
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
@@ -68,12 +77,24 @@ class Cluster(Protocol):
         """Start every actor's program."""
         ...
 
-    def poll(self, wait_s: float) -> list[Ended]:
-        """Return the actors that ended, waiting up to `wait_s` for the first."""
+    def poll(self, wait_s: float) -> list[Ended | Joined]:
+        """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
+        ...
+
+    def replace(self, assignments: Mapping[str, Assignment], well: Collection[str] = ()) -> None:
+        """Begin to put other lives of actors in the places of these; `poll` tells when each has joined.
+
+        None of them is joined with a life that is to be replaced, too. `well`: those whose processes may stay.
+        """
         ...
 
     def reports(self) -> dict[str, dict[str, Any]]:
-        """Return a report of every actor that answers in time."""
+        """Return the reports that have come since the last call; an actor that hangs sends none."""
+        ...
+
+    @property
+    def has_news(self) -> bool:
+        """Whether reports should be read now, since an actor has written a snapshot."""
         ...
 
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 # Read by Ray's daemons when they start: workers at normal priority, no usage reports, no warnings.
@@ -29,11 +29,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import RunError, UserError
 from actors.host import Host
 from actors.transport.ray_pull import RayPort
-from orchestrator.cluster.contract import Assignment, Ended, Request
+from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
-REPORT_DEADLINE_S = 5.0
+REPORT_WAIT_S = 0.3
+"""Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
 SPARE_TAKES = 2
 KEPT_TAKES = 16
@@ -74,33 +75,48 @@ class RayCluster:
         self._spare: list[Any] = []
         self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
+        self._joining: dict[Any, str] = {}
+        self._asked: dict[str, Any] = {}
+        self._requests: dict[str, tuple[int, Request]] = {}
+        self._edges: list[Edge] = []
 
     def cpus_for(self, num_blocks: int, reserved: float) -> float:
         """Return one CPU per block, or an equal share of what the cluster has."""
         has = ray.cluster_resources().get("CPU", 1.0)
         return min(1.0, math.floor((has - reserved) / num_blocks * 1000) / 1000)
 
-    def start(self, requests: Sequence[Request]) -> None:
-        """Reserve one bundle per actor and start a host in each.
+    def start(self, requests: Sequence[Request], spares: int = 0) -> None:
+        """Reserve one bundle per actor and start a host in each; spares wait outside of the bundles.
 
         Raises:
             UserError: the cluster can never place them.
         """
+        self._requests = {request.name: (index, request) for index, request in enumerate(requests)}
         if self._keep and not any(request.gpus for request in requests):
-            while len(self._spare) < len(requests):
-                self._spare.append(_remote_host(KEPT_TAKES).options(num_cpus=0).remote())
+            self._have_spares(len(requests) + spares)
             self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
             return
         self._check_resources(requests)
         bundles = [{"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests]
         self._group = placement_group(bundles, strategy=self._strategy)
         self._wait_for_group(bundles)
-        for index, request in enumerate(requests):
-            placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-            host = _remote_host(request.num_takes + SPARE_TAKES)
-            self._hosts[request.name] = host.options(
-                num_cpus=request.cpus, num_gpus=request.gpus, scheduling_strategy=placed
-            ).remote()
+        for request in requests:
+            self._hosts[request.name] = self._new_host(request.name, request.cpus)
+        if not any(request.gpus for request in requests):
+            self._have_spares(spares)
+
+    def _new_host(self, name: str, cpus: float) -> Any:
+        """Start a host in an actor's bundle."""
+        index, request = self._requests[name]
+        host = _remote_host(request.num_takes + SPARE_TAKES)
+        if self._group is None:
+            return host.options(num_cpus=0).remote()
+        placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
+
+    def _have_spares(self, count: int) -> None:
+        while len(self._spare) < count:
+            self._spare.append(_remote_host(KEPT_TAKES).options(num_cpus=0).remote())
 
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
         """Build all actors at the same time.
@@ -114,6 +130,7 @@ class RayCluster:
 
     def connect(self, edges: Sequence[Edge]) -> None:
         """Give every consumer a line to its producer."""
+        self._edges = list(edges)
         refs = [
             self._hosts[edge.consumer].connect.remote({edge.name: RayPort(self._hosts[edge.producer])})
             for edge in edges
@@ -124,31 +141,109 @@ class RayCluster:
         """Start every actor's program."""
         self._runs = {host.run.remote(): name for name, host in self._hosts.items()}
 
-    def poll(self, wait_s: float) -> list[Ended]:
-        """Return the actors that ended, waiting up to `wait_s` for the first."""
-        if not self._runs:
+    def poll(self, wait_s: float) -> list[Ended | Joined]:
+        """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
+        pending = [*self._runs, *self._joining]
+        if not pending:
             return []
-        ready, _ = ray.wait(list(self._runs), num_returns=1, timeout=wait_s)
-        return [self._ended(self._runs.pop(ref), ref) for ref in ready]
+        ready, _ = ray.wait(pending, num_returns=1, timeout=wait_s)
+        found: list[Ended | Joined] = []
+        for ref in ready:
+            if ref in self._runs:
+                name = self._runs.pop(ref)
+                ended = self._ended(name, ref)
+                if ended.facts == {}:
+                    continue  # it was only watched, and has been told to stop
+                if ended.facts is not None:
+                    self._watch(name)
+                found.append(ended)
+            else:
+                found.append(self._joined(self._joining.pop(ref), ref))
+        return found
 
-    def _note_death(self, name: str, error: exceptions.RayError) -> None:
-        if isinstance(error, exceptions.RayActorError):
-            self._dead.append(self._hosts[name])
+    def _watch(self, name: str) -> None:
+        """An actor that has ended is still asked by its consumers: its process must live on."""
+        self._runs[self._hosts[name].watch.remote()] = name
+
+    # ------------------------------------------------------------------ replacing
+
+    def replace(self, assignments: Mapping[str, Assignment], well: Collection[str] = ()) -> None:
+        """Begin to put other lives of actors in the places of these."""
+        self._runs = {ref: name for ref, name in self._runs.items() if name not in assignments}
+        self._joining = {ref: name for ref, name in self._joining.items() if name not in assignments}
+        for name, assignment in assignments.items():
+            self._asked.pop(name, None)
+            before = self._hosts[name]
+            if name in well:
+                before.stop.options(concurrency_group="control").remote()
+            else:
+                ray.kill(before)
+                self._hosts[name] = self._fresh_host(name, before)
+            self._joining[self._hosts[name].assign.remote(assignment.spec, assignment.shape)] = name
+
+    def _fresh_host(self, name: str, before: Any) -> Any:
+        """Return a spare process if there is one, else a new one; its bundle may still count the old one's CPUs."""
+        if before in self._spare:
+            self._spare.remove(before)
+        if before in self._dead:
+            self._dead.remove(before)
+        used = list(self._hosts.values())
+        free = next((host for host in self._spare if host not in used), None)
+        if free is None:
+            free = self._new_host(name, 0.0)
+            if self._keep:
+                self._spare.append(free)
+        elif not self._keep:
+            self._spare.remove(free)
+        if not self._keep and self._spare:
+            self._have_spares(len(self._spare) + 1)
+        return free
+
+    def _joined(self, name: str, ref: Any) -> Ended | Joined:
+        """Join an actor that has been built with those of its neighbours that are there."""
+        error = _error(ref)
+        if error is not None:
+            return self._failed(name, error)
+        edges = [edge for edge in self._edges if name in (edge.producer, edge.consumer)]
+        absent = set(self._joining.values())
+        ports = {
+            edge.name: None if edge.producer in absent else RayPort(self._hosts[edge.producer])
+            for edge in edges
+            if edge.consumer == name
+        }
+        host = self._hosts[name]
+        host.connect.remote(ports)
+        for edge in edges:
+            if edge.producer == name and edge.consumer not in absent:
+                consumer = self._hosts[edge.consumer].connect.options(concurrency_group="control")
+                consumer.remote({edge.name: RayPort(host)})
+        self._runs[host.run.remote()] = name
+        return Joined(name)
+
+    # ------------------------------------------------------------------ reports and orders
 
     def reports(self) -> dict[str, dict[str, Any]]:
-        """Return the reports that come within the deadline."""
-        refs = {
-            host.report.options(concurrency_group="control", enable_task_events=False).remote(): name
-            for name, host in self._hosts.items()
-        }
-        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=REPORT_DEADLINE_S)
+        """Return the reports that have come since the last call."""
+        absent = set(self._joining.values())
+        for name, host in self._hosts.items():
+            if name not in self._asked and name not in absent:
+                options = host.report.options(concurrency_group="control", enable_task_events=False)
+                self._asked[name] = options.remote()
+        refs = {ref: name for name, ref in self._asked.items()}
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=REPORT_WAIT_S)
         found: dict[str, dict[str, Any]] = {}
         for ref in ready:
+            del self._asked[refs[ref]]
             try:
                 found[refs[ref]] = ray.get(ref)
             except exceptions.RayError:
                 continue  # its run() reference tells why
         return found
+
+    @property
+    def has_news(self) -> bool:
+        """Reports are read once a second."""
+        return False
 
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
@@ -159,11 +254,12 @@ class RayCluster:
         if self._keep:
             self._recycle()
         else:
-            for host in self._hosts.values():
+            for host in (*self._hosts.values(), *self._spare):
                 ray.kill(host)
+            self._spare = []
         if self._group is not None:
             remove_placement_group(self._group)
-        self._hosts, self._group, self._runs = {}, None, {}
+        self._hosts, self._group, self._runs, self._joining, self._asked = {}, None, {}, {}, {}
         if self._started_ray and not self._keep:
             ray.shutdown()
 
@@ -178,7 +274,8 @@ class RayCluster:
                 self._ended(self._runs[ref], ref)
         for host in [*self._dead, *(self._hosts[self._runs[ref]] for ref in stuck)]:
             ray.kill(host)
-            self._spare.remove(host)
+            if host in self._spare:
+                self._spare.remove(host)
         self._dead = []
 
     def _check_resources(self, requests: Sequence[Request]) -> None:
@@ -214,15 +311,17 @@ class RayCluster:
 
     def _ended(self, name: str, ref: Any) -> Ended:
         error = _error(ref)
-        if error is None:
-            return Ended(name, facts=ray.get(ref))
-        self._note_death(name, error)
+        return Ended(name, facts=ray.get(ref)) if error is None else self._failed(name, error)
+
+    def _failed(self, name: str, error: exceptions.RayError) -> Ended:
         if isinstance(error, exceptions.RayTaskError):
             cause = error.cause or error
             if isinstance(cause, UserError):
                 return Ended(name, reason=str(cause.args[0]), is_mistake=True)
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
-        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error))
+        if isinstance(error, exceptions.RayActorError):
+            self._dead.append(self._hosts[name])
+        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error), died=True)
 
 
 def _remote_host(num_takes: int) -> Any:

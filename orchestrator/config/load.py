@@ -18,7 +18,9 @@ from orchestrator.config.refusals import check, refuse_unknown, sentence
 from orchestrator.config.sections import RunConfig
 
 _CREDENTIAL = re.compile(r"(^|_)(token|secret|password|key|credentials?)(_|$)", re.IGNORECASE)
-_NOT_OF_THE_RUN = ("run_dir", "placement", "checkpoint", "recovery", "evaluation", "faults")
+_NOT_OF_THE_RUN = (
+    "run_dir", "placement", "checkpoint", "recovery", "evaluation", "faults", "on_nonfinite", "staleness", "buffers",
+)  # fmt: skip
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str], catalog: Catalog) -> RunConfig:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UserError
 from orchestrator.config.catalog import Catalog, Plugin
+from orchestrator.config.durability import check_durability
 from orchestrator.config.legality import check_schedule
 from orchestrator.config.sections import (
     DataSection,
@@ -25,7 +26,7 @@ from orchestrator.config.sections import (
 )
 
 _NOT_YET: Mapping[str, object] = {
-    "checkpoint": None, "recovery": None, "wire": None,
+    "wire": None,
     "buffers.mode": "fixed",
     "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
 }  # fmt: skip
@@ -50,6 +51,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     rule = _check_plugin(config.rule, "rule", catalog)
     _check_plugin(config.objective, "objective", catalog)
     check_schedule(config, rule)
+    check_durability(config)
     _check_network(config, catalog)
     _check_data(config, catalog)
     _check_optimizer(config, catalog)

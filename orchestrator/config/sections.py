@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from actors.fail_points import Point
+
 
 class Section(BaseModel):
     """Base: frozen, and closed unless `collects_options` is set."""
@@ -151,14 +153,30 @@ class SlowSection(Section):
     """How many times longer its computing lasts."""
 
 
+class KillSection(Section):
+    """A process that dies by SIGKILL at a logical point, to see that nothing is lost."""
+
+    actor: str
+    """block0, block1, ..., source, or orchestrator."""
+    at: Point = "step"
+    """step: before a batch is trained on; snapshot: when it is taken; half written, before rename, written: of a file
+    of a checkpoint; restored: when another life has read its snapshot."""
+    batch: int | None = Field(default=None, ge=0)
+    """Batch id or position; default: the first time that the place is reached."""
+    lives: int = Field(default=1, ge=1)
+    """How many lives of the actor die so."""
+
+
 class FaultsSection(Section):
-    """Simulated trouble: computing that lasts longer than this processor needs."""
+    """Simulated trouble: computing that lasts longer than this processor needs, processes that die."""
 
     slow: list[SlowSection] = []
     pad: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     """Every block's computing lasts this many times longer, and rests meanwhile: simulated devices."""
     jitter: float = Field(default=0.0, ge=0, le=3)
     """Relative spread of a step's length."""
+    kill: list[KillSection] = []
+    """Processes that die."""
 
 
 class RateScheduleSection(Section):
@@ -257,6 +275,42 @@ class PlacementSection(Section):
         return self
 
 
+class CheckpointSection(Section):
+    """When consistent snapshots of all blocks are taken, and where they go; training does not stop for them."""
+
+    every_batches: int | None = Field(default=None, ge=1)
+    every_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Default over Ray 60, unless every_batches is given; 0: only when asked for and at the end."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay."""
+    uri: str | None = None
+    """A folder, or an address that fsspec knows, such as s3://bucket/runs; default: the run directory."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> CheckpointSection:
+        if self.every_batches is not None and self.every_s is not None:
+            raise ValueError("expected every_batches or every_s, not both")
+        return self
+
+
+class RecoverySection(Section):
+    """What happens when a process dies or hangs."""
+
+    mode: Literal["local", "global", "none"] | None = None
+    """local: the lost block goes on from the last checkpoint while the others keep training; global: all return to
+    it; none: the run ends. Default: local over Ray, none in process."""
+    max_failures: int = Field(default=3, ge=0)
+    """Lost processes after which the run ends."""
+    backoff_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Waited before an actor is replaced; doubled with each further failure of the same actor."""
+    step_deadline_s: float | Literal["auto"] = "auto"
+    """Longest step before an actor counts as hung; auto: 20 median steps, at least 60 s."""
+    retention_bytes: int = Field(default=512 * 1024**2, ge=1)
+    """What an actor may keep for others to take again; the source waits for a checkpoint before more piles up."""
+    spares: int = Field(default=0, ge=0)
+    """Warm processes that wait to replace a lost one."""
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -273,7 +327,9 @@ class RunConfig(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     placement: PlacementSection = PlacementSection()
-    checkpoint: dict[str, Any] | None = None
-    recovery: dict[str, Any] | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    recovery: RecoverySection = RecoverySection()
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where a loss, an activation or a gradient is no finite number; skip: without that block's update."""
     wire: str | dict[str, Any] | None = None
     faults: FaultsSection = FaultsSection()

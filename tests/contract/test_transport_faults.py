@@ -116,7 +116,7 @@ def test_a_loss_on_a_full_outbox_does_not_stop_the_edge(carrier, action):
     inbox = producer.inbox(gap_s=0.01, faults=[Fault(1, action)])
     for number in range(4):
         inbox.get(0.0)
-        until(lambda number=number: inbox.get(0.0) is None and producer.put_numbers(number) is None)
+        until(lambda number=number: inbox.get(0.0) is None and producer.put(numbered(number)))
         assert_are(receive(inbox), number)
     assert len(inbox.port.fired) == 1
 

@@ -91,7 +91,7 @@ MISTAKES = [
     (["data.shape=[1,4]"], ["shape", "[1, 4]"]),
     (["rule.name=backprop", "schedule.name=sequential"], ["schedule.name: got 'sequential'", "backprop"]),
     (["staleness.max=-3"], ["staleness.max: got -3", "at least 0"]),
-    (["checkpoint.keep=3"], ["checkpoint", "not available in this version"]),
+    (["wire=bf16"], ["wire", "not available in this version"]),
     (["network.weights=nowhere.safetensors"], ["network.weights: nowhere.safetensors", ".safetensors file"]),
     (["network.weights=small.yaml"], ["network.weights: small.yaml can't be read"]),
     (["optimizer.momentum=much"], ["optimizer: sgd refuses", "much"]),

@@ -8,7 +8,9 @@ import time
 import pytest
 
 from actors.errors import UserError
+from actors.storage import open_storage
 from orchestrator import control
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.run_directory import RunDirectory
 from tests.runs import block_weights, run
 
@@ -96,7 +98,8 @@ def test_a_snapshot_is_committed_while_it_runs(job):
 def test_stop_ends_the_run_with_its_last_snapshot(job):
     control.ask(job.folder, ["stop"])
     assert job.end().status == "stopped"
-    assert len(list(job.folder.glob("checkpoints/*/manifest.json"))) == 1
+    found = Checkpoints(open_storage(str(job.folder / "checkpoints"))).all()[0]
+    assert [checkpoint.is_last for checkpoint in found] == [False, True]  # to go on from, and to evaluate
 
 
 REFUSED = {

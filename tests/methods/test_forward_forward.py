@@ -11,9 +11,10 @@ from actors.errors import UserError
 from actors.learning_rule import Batch
 from actors.messages import Flags, Kind, Message
 from actors.nn.goodness import goodness, length_normalised
+from actors.storage import open_storage
 from orchestrator import api
 from orchestrator.catalog import find_catalog
-from orchestrator.checkpoints import newest
+from orchestrator.checkpoints import newest_checkpoint
 from orchestrator.cli import main
 from orchestrator.config import load_runs
 from orchestrator.plan import make_plan
@@ -212,7 +213,7 @@ def digits(tmp_path_factory):
 
 
 def restored(folder, config):
-    plan, checkpoint = make_plan(config), newest(folder / "checkpoints")
+    plan, checkpoint = make_plan(config), newest_checkpoint(open_storage(str(folder / "checkpoints")))
     blocks = [Block(block_spec(config, plan, j, "run", None), shape) for j, shape in enumerate(plan.shapes)]
     for j, block in enumerate(blocks):
         block.restore(checkpoint.read(j))

@@ -115,8 +115,6 @@ WRONG = [
 ]
 
 NOT_YET = [
-    ("checkpoint.every_batches=3", "checkpoint"),
-    ("recovery.restarts=3", "recovery"),
     ("wire=bf16", "wire"),
     ("buffers.mode=auto", "buffers.mode"),
     ("placement.blocks.0=3", "placement.blocks"),
@@ -164,7 +162,13 @@ REPLAY = [
     ("staleness.max=-1", ["staleness.max: got -1, expected"]),
     ("staleness.mx=1", ["staleness.mx: unknown key", "did you mean 'max'?"]),
     ("faults.pad=0.5", ["faults.pad: got 0.5, expected"]),
-    ("faults.kill=block1", ["faults.kill: unknown key"]),
+    ("faults.kill=block1", ["faults.kill: got 'block1', expected a list"]),
+    ("faults.kill=[{actor: head}]", ["faults.kill.0.actor: got 'head'", "expected block0, block1"]),
+    ("recovery.restarts=3", ["recovery.restarts: unknown key"]),
+    ("recovery.step_deadline_s=-1", ["recovery.step_deadline_s: got -1", "more than 0, or auto"]),
+    ("checkpoint.every_batches=0", ["checkpoint.every_batches: got 0, expected at least 1"]),
+    ("checkpoint={every_batches: 3, every_s: 2}", ["expected every_batches or every_s, not both"]),
+    ("checkpoint.keep=0", ["checkpoint.keep: got 0, expected at least 1"]),
     ("schedule.feedback=as_it_arrives", ["schedule.feedback: got 'as_it_arrives'", "a rule with feedback"]),
 ]
 

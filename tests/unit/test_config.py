@@ -174,12 +174,10 @@ def test_resolved_puts_options_beside_the_other_keys():
 
 
 def test_credentials_are_redacted_and_lookalikes_are_not():
-    config = make(rule={"name": "local"}).model_copy(
-        update={
-            "recovery": {"api_token": "t0", "nested": [{"aws_secret_key": "t1", "monkey": "kept"}], "PASSWORD": "t2"}
-        }
-    )  # fmt: skip
-    plain = resolved(config)["recovery"]
+    data = {"api_token": "t0", "nested": [{"aws_secret_key": "t1", "monkey": "kept"}], "PASSWORD": "t2"}
+    config = make(rule={"name": "local"})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"options": data})})
+    plain = resolved(config)["data"]
     assert "t0" not in str(plain) and "t1" not in str(plain) and "t2" not in str(plain)
     assert plain["nested"][0] == {"aws_secret_key": "<redacted>", "monkey": "kept"}
 

@@ -2,6 +2,7 @@ import json
 import os
 import stat
 import threading
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from actors.errors import UserError
 from orchestrator.catalog import find_catalog
 from orchestrator.config import config_from_mapping, load_config, resolved
+from orchestrator.lease import SILENT_S, Lease
 from orchestrator.run_directory import RunDirectory, write_json
 
 CATALOG = find_catalog()
@@ -62,12 +64,13 @@ def test_another_run_is_refused_and_the_differing_keys_are_named(tmp_path):
     assert "holds another run (it differs in data.batch_size, seed)" in message and "--fresh" in message
 
 
-def test_an_unfinished_run_is_refused(tmp_path):
+def test_an_unfinished_run_is_gone_on_with(tmp_path):
     wanted = config(tmp_path / "run")
     directory = RunDirectory.create(wanted)
-    assert "unfinished run" in refusal(wanted) and "--fresh" in refusal(wanted)
+    again = RunDirectory.create(wanted)
+    assert again.run_id == directory.run_id and not again.is_finished
     finish(directory, status="stopped")
-    assert "unfinished run" in refusal(wanted)
+    assert not RunDirectory.create(wanted).is_finished
 
 
 def test_a_finished_run_of_the_same_config_is_returned_untouched(tmp_path):
@@ -80,10 +83,40 @@ def test_a_finished_run_of_the_same_config_is_returned_untouched(tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_finished_run_is_not_passed_off_as_a_longer_one(tmp_path):
-    finish(RunDirectory.create(config(tmp_path / "run")))
-    message = refusal(config(tmp_path / "run", training={"epochs": 50}))
-    assert "5 epochs" in message and "training.epochs = 50" in message and "--fresh" in message
+def test_a_second_holder_of_a_run_is_refused_and_a_later_one_has_a_higher_epoch(tmp_path):
+    first, second = Lease(tmp_path / "lease.json"), Lease(tmp_path / "lease.json")
+    first.acquire()
+    with pytest.raises(UserError, match="is being trained by process"):
+        second.acquire()
+    first.beat()
+    first.release()
+    second.acquire()
+    assert (first.epoch, second.epoch) == (1, 2)
+    second.release()
+
+
+def test_a_holder_on_another_machine_is_gone_only_after_a_long_silence(tmp_path):
+    def held_elsewhere(silent_s):
+        facts = {"epoch": 4, "pid": 7, "host": "elsewhere", "beat": time.time() - silent_s, "held": True}
+        (tmp_path / "lease.json").write_text(json.dumps(facts))
+        return Lease(tmp_path / "lease.json")
+
+    with pytest.raises(UserError, match="process 7 on elsewhere"):
+        held_elsewhere(SILENT_S / 2).acquire()
+    lease = held_elsewhere(SILENT_S * 2)
+    lease.acquire()
+    assert lease.epoch == 5
+    lease.release()
+
+
+def test_a_holder_that_was_taken_over_learns_of_it(tmp_path, monkeypatch):
+    lease = Lease(tmp_path / "lease.json")
+    lease.acquire()
+    monkeypatch.setattr("orchestrator.lease.BEAT_EVERY_S", 0.0)
+    (tmp_path / "lease.json").write_text(json.dumps({"epoch": 9, "pid": 1, "host": "elsewhere"}))
+    with pytest.raises(UserError, match="on elsewhere"):
+        lease.beat()
+    lease.release()
 
 
 def test_fresh_clears_what_a_run_writes_and_nothing_else(tmp_path):

@@ -5,15 +5,25 @@ import pytest
 import torch
 from torch import nn
 
+from actors import shard as shards
 from actors.errors import RunError
-from actors.shard import ShardFile, read_shard, write_shard
+from actors.shard import ShardFile, stage
 from actors.state_tree import copied, flatten, unflatten
-from orchestrator.checkpoints import MANIFEST, commit, newest
+from actors.storage import open_storage
+from orchestrator.checkpoints import MANIFEST, Checkpoints, newest_checkpoint
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 ]  # fmt: skip
+
+
+def write_shard(folder, name, state):
+    return shards.write_shard(open_storage(str(folder)), name, stage(state))
+
+
+def read_shard(folder, file):
+    return shards.read_shard(open_storage(str(folder)), file)
 
 
 def equal(a, b):
@@ -162,7 +172,7 @@ def test_a_missing_shard_is_refused(tmp_path):
     refused(tmp_path, ShardFile("block1.safetensors", "0" * 64, 3), "can't be read", "No such file")
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "..", ""])
 def test_a_shard_outside_its_folder_is_refused(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "x").write_bytes(b"secret")
@@ -186,35 +196,87 @@ def test_a_manifest_that_belongs_to_another_shard_is_refused(tmp_path):
     refused(tmp_path, replace(file, num_bytes=file.num_bytes + 1), "damaged")
 
 
-def committed(folder, position, value):
-    name = f"step-{position}"
-    return commit(folder / name, position, [write_shard(folder / name, "block0", {"n": value})], "run")
+def committed(folder, position, value, run="run"):
+    file = write_shard(folder, f"batch-{position:09d}/block0.7.safetensors", {"n": value})
+    return Checkpoints(open_storage(str(folder)), run).commit(position, [file], {"batch": position, "orders": 2})
 
 
-def test_the_newest_checkpoint_is_the_committed_one_with_the_highest_position(tmp_path):
+@pytest.fixture(params=["local", "memory"])
+def place(request, tmp_path):
+    """A folder on disk, or an address that only fsspec knows."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"memory://{tmp_path.name}-{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+def test_the_newest_checkpoint_is_the_committed_one_with_the_highest_position(place):
     for position in (9, 100, 20):
-        committed(tmp_path, position, position)
-    write_shard(tmp_path / "step-500", "block0", {"n": 500})  # never committed
-    (tmp_path / "step-600").mkdir()
-    (tmp_path / "step-600" / f".{MANIFEST}.partial").write_text("{")
-    found = newest(tmp_path)
+        committed(place, position, position)
+    write_shard(place, "batch-000000500/block0.7.safetensors", {"n": 500})  # never committed
+    open_storage(place).write(f"batch-000000600/.{MANIFEST}.partial", b"{")
+    found = newest_checkpoint(open_storage(place))
     assert (found.position, found.read(0), len(found.shards)) == (100, {"n": 100}, 1)
+    assert found.source == {"batch": 100, "orders": 2}
+
+
+def test_a_checkpoint_with_a_damaged_shard_is_named_and_the_one_before_it_is_used(place):
+    storage = open_storage(place)
+    for position in (3, 5):
+        committed(place, position, position)
+    name = "batch-000000005/block0.7.safetensors"
+    storage.write(name, storage.read(name)[:-1])
+    assert "damaged" in Checkpoints(storage, "run").all()[0][-1].damage()[0]
+    assert newest_checkpoint(storage).position == 3
+
+
+def test_a_shard_that_was_not_written_as_told_is_never_committed(place):
+    file = write_shard(place, "batch-000000005/block0.7.safetensors", {"n": 1})
+    with pytest.raises(RunError, match="damaged"):
+        Checkpoints(open_storage(place), "run").commit(5, [replace(file, sha256="0" * 64)], {})
+    with pytest.raises(RunError, match="holds no committed checkpoint"):
+        newest_checkpoint(open_storage(place))
+
+
+def test_only_the_newest_stay_and_what_was_never_committed_before_them_goes(place):
+    storage = open_storage(place)
+    for position in (3, 5, 7):
+        committed(place, position, position)
+    write_shard(place, "batch-000000004/block0.7.safetensors", {"n": 4})
+    write_shard(place, "batch-000000009/block0.7.safetensors", {"n": 9})
+    Checkpoints(storage, "run").prune(2)
+    assert storage.folders() == ["batch-000000005", "batch-000000007", "batch-000000009"]
+
+
+def test_where_a_run_was_stopped_the_checkpoint_to_go_on_from_stays_beside_the_last(place):
+    storage = open_storage(place)
+    for position, orders in ((3, 2), (5, 2), (6, 3)):
+        file = write_shard(place, f"batch-{position:09d}/block0.7.safetensors", {"n": position})
+        Checkpoints(storage, "run").commit(position, [file], {"orders": orders})
+    Checkpoints(storage, "run").prune(1)
+    assert [c.position for c in Checkpoints(storage, "run").all()[0]] == [5, 6]
+    assert Checkpoints(storage, "run").newest(goes_on=True).position == 5
+
+
+def test_a_manifest_of_another_run_is_not_used(tmp_path):
+    committed(tmp_path, 3, 3, run="other")
+    checkpoints = Checkpoints(open_storage(str(tmp_path)), "run")
+    assert checkpoints.newest() is None and "of run other" in checkpoints.all()[1][0]
 
 
 def test_where_no_checkpoint_is_committed_one_is_asked_for(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match="holds no committed checkpoint"):
-            newest(folder)
+            newest_checkpoint(open_storage(str(folder)))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": 1, "position": 3}', '{"format": 9, "position": 3, "shards": []}',
-     '{"format": 1, "position": "x", "shards": []}', '{"format": 1, "position": 1, "shards": [{"name": "x"}]}',
+    ["", "{", "[]", "{}", '{"format": 2, "position": 3}', '{"format": 9, "position": 3, "shards": []}',
+     '{"format": 2, "position": "x", "shards": []}', '{"format": 2, "position": 1, "shards": [{"name": "x"}]}',
      "null", "\x00"],
 )  # fmt: skip
 def test_a_damaged_manifest_is_refused_by_name(tmp_path, text):
-    checkpoint = committed(tmp_path, 3, 3)
-    (checkpoint.folder / MANIFEST).write_text(text)
-    with pytest.raises(RunError, match=rf"step-3.{MANIFEST}: not a manifest"):
-        newest(tmp_path)
+    committed(tmp_path, 3, 3)
+    (tmp_path / "batch-000000003" / MANIFEST).write_text(text)
+    with pytest.raises(RunError, match=rf"batch-000000003.{MANIFEST}: can't be used"):
+        newest_checkpoint(open_storage(str(tmp_path)))

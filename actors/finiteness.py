@@ -1,0 +1,69 @@
+"""Finds numbers that are not finite before they leave a block or enter its state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from actors.errors import UserError
+
+
+class Finiteness:
+    """Stops a run at the first number that is not finite, or keeps it out of the block's state.
+
+    Args:
+        block: index of the block.
+        is_skipping: whether the batch goes on without the block's update, which is counted in `num_skipped`; what
+            is not finite travels on, so that every block learns of it.
+    """
+
+    def __init__(self, block: int, *, is_skipping: bool) -> None:
+        self.block, self.is_skipping = block, is_skipping
+        self.batch_id = -1
+        self.num_skipped = 0
+
+    def check(self, what: str, tensors: Iterable[Tensor | None]) -> None:
+        """Raise if one of `tensors` is not finite and the run is to stop.
+
+        Raises:
+            UserError: names block, batch and what it is.
+        """
+        if not self.is_skipping and not is_finite(tensors):
+            raise UserError(
+                f"block{self.block}: {what} of batch {self.batch_id} is not finite; nothing was sent; lower the "
+                f"learning rate, set optimizer.clip, or leave such updates out with on_nonfinite=skip"
+            )
+
+    def may_step(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether the gradients are finite; if they are not and the run goes on, they are cleared.
+
+        Raises:
+            UserError: as `check`.
+        """
+        parameters = list(parameters)
+        gradients = [parameter.grad for parameter in parameters]
+        self.check("a gradient", gradients)
+        if not self.is_skipping or is_finite(gradients):
+            return True
+        for parameter in parameters:
+            parameter.grad = None
+        self.num_skipped += 1
+        return False
+
+    @contextmanager
+    def guarded(self, body: nn.Module) -> Iterator[None]:
+        """Put running statistics back that a forward pass has made not finite."""
+        before = [buffer.clone() for buffer in body.buffers()] if self.is_skipping else []
+        yield
+        for buffer, saved in zip(body.buffers(), before, strict=False):
+            if not is_finite([buffer]):
+                buffer.copy_(saved)
+
+
+def is_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all numbers are finite; whole numbers always are."""
+    floats = [t.detach() for t in tensors if t is not None and t.is_floating_point() and t.numel()]
+    return not floats or bool(nn.utils.get_total_norm(floats, math.inf).isfinite())

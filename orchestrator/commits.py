@@ -1,0 +1,105 @@
+"""Turns the actors' snapshots into committed checkpoints, and says when the next one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from actors.errors import RunError
+from actors.shard import ShardFile
+from orchestrator.checkpoints import Checkpoint, Checkpoints
+
+
+class Commits:
+    """The checkpoints of a running job.
+
+    Args:
+        checkpoints: where they are committed.
+        keep: newest ones that stay.
+        every_s: seconds between two that are asked for; None: none is.
+        clock: seconds.
+        newest: the one that the job has started from.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, keep: int, every_s: float | None, clock: Callable[[], float],
+        newest: Checkpoint | None = None,
+    ) -> None:  # fmt: skip
+        self.checkpoints, self.keep, self.every_s, self._clock = checkpoints, keep, every_s, clock
+        self.newest = newest
+        self.error: str | None = None
+        """Why the newest one could not be committed; None after a success."""
+        self._source: dict[int, Mapping[str, Any]] = {}
+        self._shards: dict[int, dict[str, ShardFile]] = {}
+        self._failed: set[int] = set()
+        self._since = clock()
+        self._is_asked = False
+
+    @property
+    def position(self) -> int:
+        """Newest position that is covered; -1: none is."""
+        return self.newest.position if self.newest is not None else -1
+
+    def is_due(self) -> bool:
+        """Whether a snapshot is to be ordered now; says so once per interval."""
+        if self.every_s is None or self._is_asked or self._clock() - self._since < self.every_s:
+            return False
+        self._is_asked = True
+        return True
+
+    def note(self, source: Mapping[str, Any] | None, blocks: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
+        """Take in reports; commit every further position of which all snapshots have been written.
+
+        Args:
+            source: the source's report, if there is one.
+            blocks: the blocks' reports, first to last.
+        """
+        if source is not None:
+            positions = source["positions"].items()
+            self._source |= {position: entry for position, entry in positions if position > self.position}
+        for facts in blocks:
+            for position, shard in facts["shards"].items():
+                if position > self.position:
+                    self._shards.setdefault(position, {})[facts["name"]] = ShardFile(**shard)
+            for position, reason in facts["snapshot_errors"].items():
+                self._fail(position, f"{facts['name']}: {reason}")
+        names = [facts["name"] for facts in blocks]
+        done = [self._commit(position, names) for position in sorted(self._ready(names))]
+        return [checkpoint for checkpoint in done if checkpoint is not None]
+
+    def forget_uncommitted(self) -> None:
+        """Let go of snapshots after the newest checkpoint: all actors return to it."""
+        self._shards = {position: shards for position, shards in self._shards.items() if position <= self.position}
+
+    def _ready(self, names: Sequence[str]) -> list[int]:
+        return [
+            position
+            for position, shards in self._shards.items()
+            if position > self.position
+            and position not in self._failed
+            and position in self._source
+            and shards.keys() >= set(names)
+        ]
+
+    def _commit(self, position: int, names: Sequence[str]) -> Checkpoint | None:
+        shards = [self._shards[position][name] for name in names]
+        try:
+            checkpoint = self.checkpoints.commit(position, shards, self._source[position])
+        except (RunError, OSError) as error:
+            self._fail(position, str(error))
+            return None
+        self.newest, self.error = checkpoint, None
+        self._since, self._is_asked = self._clock(), False
+        self.checkpoints.prune(self.keep)
+        for known in (self._shards, self._source):
+            for old in [place for place in known if place <= position]:
+                del known[old]
+        return checkpoint
+
+    def _fail(self, position: int, reason: str) -> None:
+        """An unwritten snapshot: the checkpoint before stays, and the next interval tries again."""
+        if position in self._failed or position <= self.position:
+            return
+        self._failed.add(position)
+        self.error = f"checkpoint at batch {position} was not written ({reason}); training goes on"
+        self._since, self._is_asked = self._clock(), False

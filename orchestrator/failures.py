@@ -1,0 +1,83 @@
+"""Decides what a lost or failed actor means for the run. Pure.
+
+A block that raises at the same batch in two lives, or whose process dies during the step of the same batch in
+three consecutive lives, would do so for ever. Deaths elsewhere (while restoring, or while repeating earlier
+batches) may be anything, and only count towards `max_failures`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+SAME_RAISES = 2
+SAME_DEATHS = 3
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an actor was lost.
+
+    Args:
+        actor: its name.
+        reason: one line.
+        batch: that it was training on, None if that is unknown or it was between batches.
+        raised: whether its program raised; else its process died or hung.
+    """
+
+    actor: str
+    reason: str
+    batch: int | None = None
+    raised: bool = False
+
+
+class Failures:
+    """The failures of a run.
+
+    Args:
+        max_failures: after which the run ends.
+        backoff_s: wait before the first replacement of an actor; doubled each further time.
+    """
+
+    def __init__(self, max_failures: int, backoff_s: float = 0.0) -> None:
+        self.max_failures, self.backoff_s = max_failures, backoff_s
+        self.count = 0
+        self._of: Counter[str] = Counter()
+        self._raised: Counter[tuple[str, int]] = Counter()
+        self._died: dict[str, tuple[int | None, int]] = {}
+
+    def add(self, failure: Failure) -> str | None:
+        """Count a failure; return why the run must end, None if the actor may be replaced."""
+        self.count += 1
+        self._of[failure.actor] += 1
+        same = self._same(failure)
+        if same is not None:
+            return same
+        if self.count > self.max_failures:
+            return (
+                f"{failure.actor}: {failure.reason}; that is failure {self.count}, more than recovery.max_failures = "
+                f"{self.max_failures}; the run can be resumed from its last checkpoint"
+            )
+        return None
+
+    def wait_s(self, actor: str) -> float:
+        """Return the seconds to wait before an actor is replaced."""
+        return self.backoff_s * 2 ** max(0, self._of[actor] - 1)
+
+    def _same(self, failure: Failure) -> str | None:
+        name, batch = failure.actor, failure.batch
+        if failure.raised and batch is not None:
+            self._raised[name, batch] += 1
+            if self._raised[name, batch] >= SAME_RAISES:
+                return f"{name} raised at batch {batch} in {SAME_RAISES} lives, so it always will: {failure.reason}"
+        if failure.raised:
+            return None
+        known, times = self._died.get(name, (None, 0))
+        times = times + 1 if batch is not None and batch == known else 1
+        self._died[name] = (batch, times)
+        if batch is not None and times >= SAME_DEATHS:
+            return (
+                f"{name} died during the step of batch {batch} in {times} consecutive lives, so it always will: "
+                f"{failure.reason}"
+            )
+        return None

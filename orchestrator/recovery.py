@@ -1,0 +1,161 @@
+"""What happens when an actor is lost: the run ends with the reason, or it goes on without losing anything."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from actors.errors import RunError
+from actors.step_mark import marked_batch
+from orchestrator.cluster.contract import Ended
+from orchestrator.commits import Commits
+from orchestrator.config import RunConfig
+from orchestrator.config.durability import durability
+from orchestrator.crew import Crew
+from orchestrator.failures import Failure, Failures
+from orchestrator.wiring import SOURCE
+
+LEAST_DEADLINE_S = 60.0
+STEPS = 20
+FIRST_STEP_S = 600.0
+"""A life's first step may compile, download, and read a snapshot."""
+
+
+@dataclass
+class Loss:
+    """An actor that is being replaced."""
+
+    failure: Failure
+    at_s: float
+    version: int
+    due_s: float
+    is_replaced: bool = False
+
+
+class Recovery:
+    """Replaces lost actors, in the mode that the config names.
+
+    Args:
+        config: the resolved config.
+        crew: replaces.
+        commits: knows the newest checkpoint.
+        event: records what happened once.
+        say: tells the user.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, config: RunConfig, crew: Crew, commits: Commits,
+        event: Callable[..., None], say: Callable[[str], None], clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.mode = durability(config).mode
+        self.crew, self.commits, self.event, self.say, self._clock = crew, commits, event, say, clock
+        self.failures = Failures(config.recovery.max_failures, config.recovery.backoff_s)
+        self.losses: dict[str, Loss] = {}
+        self._deadline = config.recovery.step_deadline_s
+        self._heard: dict[str, float] = {}
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._steps: deque[float] = deque(maxlen=256)
+        self._born: dict[str, int] = {}
+
+    # ------------------------------------------------------------------ hearing of actors
+
+    def heard(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in the reports that have just come."""
+        now = self._clock()
+        for name, facts in reports.items():
+            before = self._known.get(name)
+            if before is not None and name in self._heard and facts["version"] > before["version"]:
+                self._steps.append((now - self._heard[name]) / (facts["version"] - before["version"]))
+            self._heard[name], self._known[name] = now, facts
+            self._born.setdefault(name, facts["version"])
+
+    def hung(self) -> list[Ended]:
+        """Return the actors whose step or silence lasts past the deadline, as lost ones."""
+        now, found = self._clock(), []
+        for name, heard in self._heard.items():
+            if name in self.losses:
+                continue
+            busy_s = max(self._known[name]["busy_s"], now - heard)
+            if busy_s > self._deadline_s(name):
+                reason = f"it has not answered or finished a step for {busy_s:.0f} s"
+                found.append(Ended(name, reason=reason, died=True))
+        return found
+
+    def _deadline_s(self, name: str) -> float:
+        median = statistics.median(self._steps) if self._steps else 0.0
+        deadline = max(LEAST_DEADLINE_S, STEPS * median) if isinstance(self._deadline, str) else self._deadline
+        is_first = self._known[name]["version"] == self._born.get(name, 0)
+        return max(FIRST_STEP_S, deadline) if is_first else deadline
+
+    # ------------------------------------------------------------------ losing and replacing
+
+    def lost(self, ended: Ended) -> None:
+        """Count a loss and plan its replacement.
+
+        Raises:
+            RunError: the run must end.
+        """
+        name, now = ended.name, self._clock()
+        mark = None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
+        failure = Failure(name, ended.reason, mark, raised=not ended.died)
+        self.event(
+            event="lost", actor=name, reason=ended.reason, batch=mark,
+            unheard_s=round(now - self._heard.get(name, now), 3),
+        )  # fmt: skip
+        if self.mode == "none":
+            raise RunError(f"{name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
+        if why := self.failures.add(failure):
+            raise RunError(f"{why}\n{ended.traceback}".rstrip())
+        self.say(f"{name} is lost ({ended.reason}); it goes on from {self._where()}")
+        version = self._known.get(name, {}).get("version", 0)
+        self.losses[name] = Loss(failure, now, version, now + self.failures.wait_s(name))
+        self._heard.pop(name, None)
+        self._born.pop(name, None)
+
+    def replace_due(self) -> None:
+        """Begin to replace what is lost and has waited long enough."""
+        due = [name for name, loss in self.losses.items() if not loss.is_replaced and self._clock() >= loss.due_s]
+        if not due:
+            return
+        for name in due:
+            self.losses[name].is_replaced = True
+        if self.mode == "global":
+            self._return_all(due)
+            return
+        self.crew.replace(due, self.commits.newest, self._last_batch() if SOURCE in due else None)
+
+    def joined(self, name: str) -> None:
+        """Tell that an actor runs again."""
+        loss = self.losses.pop(name, None)
+        if loss is None:
+            return
+        recovered_s = self._clock() - loss.at_s
+        repeated = max(0, loss.version - self.commits.position - 1)
+        self.event(
+            event="recovered", actor=name, after_s=round(recovered_s, 3), batches_repeated=repeated,
+            restarts=self.crew.restarts[name],
+        )  # fmt: skip
+        self.say(f"{name} is back after {recovered_s:.1f} s and repeats {repeated} batches")
+
+    def _return_all(self, due: list[str]) -> None:
+        self.commits.forget_uncommitted()
+        self.crew.return_all(due, self.commits.newest)
+        for name in self.crew.names:
+            if name not in self.losses:
+                loss = Loss(Failure(name, "returned"), self._clock(), 0, 0.0, is_replaced=True)
+                self.losses[name] = loss
+            self._heard.pop(name, None)
+            self._born.pop(name, None)
+
+    def _last_batch(self) -> int | None:
+        """What an earlier life of the source has sent as the last batch, as far as its consumers know."""
+        fresh = self.crew.cluster.reports()
+        found = [fresh.get(name, self._known.get(name, {})).get("last_batch") for name in self.crew.blocks]
+        return next((batch for batch in found if batch is not None), None)
+
+    def _where(self) -> str:
+        return f"the checkpoint at batch {self.commits.position}" if self.commits.newest else "the beginning"

@@ -1,0 +1,185 @@
+"""A process dies at a logical point; the run goes on, and under first in, first out no weight is different.
+
+All actors share this process, so every death is exact; tests/integration/test_kills.py does it with real ones.
+"""
+
+import errno
+import functools
+import itertools
+
+import pytest
+
+from actors.errors import RunError, UserError
+from actors.storage import LocalStorage
+from tests.runs import Replacing, block_weights, run
+
+MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
+METHODS = {
+    "local": {},
+    "lockstep": {"rule": {"name": "backprop"}, "schedule": {"name": "lockstep"}},
+    "sequential": {"schedule": {"name": "sequential"}},
+    "backprop": {"rule": {"name": "backprop"}},
+    "pipelined": {"rule": {"name": "backprop"}, "schedule": {"delay_per_hop": 2}},
+    "recompute": {"rule": {"name": "backprop"}, "schedule": {"delay_per_hop": 1, "late": "recompute"}},
+    "overlapping": {"rule": {"name": "backprop", "reach": 2, "losses": "every"}, "schedule": {"delay_per_hop": 1}},
+    "direct": {"rule": {"name": "direct_feedback_alignment"}, "schedule": {"delay_per_hop": 2}, "network": MLP},
+    "synthetic": {
+        "rule": {"name": "synthetic_gradients"},
+        "schedule": {"delay_per_hop": 2},
+        "optimizer": {"lr": 0.002},
+    },
+    "synthetic inputs": {
+        "optimizer": {"lr": 0.002},
+        "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "schedule": {"delay_per_hop": 2, "input_delay": 2},
+    },
+    "accumulated": {"rule": {"name": "backprop"}, "training": {"accumulate": 3}, "schedule": {"delay_per_hop": 1}},
+}  # fmt: skip
+KEEPING = {"checkpoint": {"every_batches": 4}, "recovery": {"mode": "local"}, "evaluation": {"every_batches": 7}}
+
+
+EITHER_ORDER = object()
+
+
+def kill(actor, batch, at="step", lives=1):
+    return {"actor": actor, "batch": batch, "at": at, "lives": lives}
+
+
+@functools.cache
+def undisturbed(folder, method):
+    return run(folder / f"undisturbed {method}", **METHODS[method])
+
+
+def outcome(summary):
+    return block_weights(summary), summary.test_accuracy, [b["version"] for b in summary.blocks]
+
+
+def lost(summary):
+    return [event["actor"] for event in summary.events if event["event"] == "lost"]
+
+
+def assert_unchanged(tmp_path_factory, method, kills, expected_losses=None, **settings):
+    """Train with processes that die; the same weights, the same evaluations, and every ledger balanced."""
+    folder = tmp_path_factory.mktemp("run")
+    reference = undisturbed(tmp_path_factory.getbasetemp(), method)
+    sections = {**METHODS[method], **KEEPING, **settings, "faults": {"kill": kills}}
+    got = run(folder / "run", **sections)
+    expected = [k["actor"] for k in kills]
+    in_order = expected_losses is not EITHER_ORDER
+    assert lost(got) == expected if in_order else sorted(lost(got)) == sorted(expected)
+    assert outcome(got) == outcome(reference)
+    assert not [event for event in got.events if event["event"] == "imbalance"]
+    assert sum(block["restarts"] for block in got.blocks) == sum(k["actor"] != "source" for k in kills)
+
+
+def batch_of(method, actor):
+    """Batch 11; under `sequential` each block has 22 batches of its own."""
+    if method != "sequential":
+        return 11
+    return {"block0": 11, "block1": 33, "block2": 55, "source": 51}[actor]
+
+
+def cases():
+    """Every method loses a block in both modes, and the most intricate ones lose each actor."""
+    for method in METHODS:
+        yield method, "block1", "local"
+        yield method, "block0", "global"
+    for method in ("pipelined", "synthetic inputs", "lockstep"):
+        yield from ((method, actor, mode) for actor in ("block2", "source") for mode in ("local", "global"))
+
+
+@pytest.mark.parametrize(("method", "actor", "mode"), cases())
+def test_a_lost_actor_changes_no_weight(tmp_path_factory, method, actor, mode):
+    at = "snapshot" if actor == "source" else "step"
+    assert_unchanged(tmp_path_factory, method, [kill(actor, batch_of(method, actor), at)], recovery={"mode": mode})
+
+
+@pytest.mark.parametrize("mode", ["local", "global"])
+@pytest.mark.parametrize("method", ["local", "pipelined"])
+def test_two_neighbours_that_die_together_change_no_weight(tmp_path_factory, method, mode):
+    assert_unchanged(tmp_path_factory, method, [kill("block1", 11), kill("block2", 9)], recovery={"mode": mode},
+                     expected_losses=EITHER_ORDER)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["local", "global"])
+def test_a_block_that_dies_during_its_own_recovery_changes_no_weight(tmp_path_factory, mode):
+    kills = [kill("block1", 11), kill("block1", None, "restored", lives=2)]
+    assert_unchanged(tmp_path_factory, "pipelined", kills, recovery={"mode": mode})
+
+
+def test_a_block_that_dies_before_the_first_checkpoint_begins_again(tmp_path_factory):
+    assert_unchanged(tmp_path_factory, "pipelined", [kill("block1", 2)])
+
+
+@pytest.mark.parametrize("at", ["snapshot", "half written", "before rename", "written"])
+def test_a_block_that_dies_while_its_snapshot_is_written_changes_no_weight(tmp_path_factory, at):
+    assert_unchanged(tmp_path_factory, "pipelined", [kill("block1", 11, at)])
+
+
+def test_a_block_that_dies_at_the_last_batch_changes_no_weight(tmp_path_factory):
+    assert_unchanged(tmp_path_factory, "pipelined", [kill("block2", 21)])
+    assert_unchanged(tmp_path_factory, "local", [kill("block0", 21)])
+
+
+def test_many_deaths_change_no_weight(tmp_path_factory):
+    """Each of three blocks dies three or four times, always in another step."""
+    kills = [kill(f"block{batch % 3}", batch, lives=batch // 6 + 1) for batch in range(1, 22, 2)]
+    assert_unchanged(tmp_path_factory, "synthetic", kills, EITHER_ORDER, recovery={"mode": "local", "max_failures": 20})
+
+
+# ---------------------------------------------------------------------- when the run must end
+
+
+def test_a_block_whose_process_dies_in_the_same_step_for_ever_ends_the_run_in_the_end(tmp_path):
+    with pytest.raises(RunError, match=r"more than recovery\.max_failures = 3"):
+        run(tmp_path / "run", **KEEPING, faults={"kill": [kill("block1", 11, lives=99)]})
+
+
+def test_without_recovery_a_death_ends_the_run_with_its_reason(tmp_path):
+    with pytest.raises(RunError, match="block1 ended the run: its process died"):
+        run(tmp_path / "run", faults={"kill": [kill("block1", 11)]})
+
+
+def test_local_recovery_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"recovery\.mode: got 'local' without periodic checkpoints"):
+        run(tmp_path / "run", recovery={"mode": "local"})
+
+
+# ---------------------------------------------------------------------- snapshots
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("every", [1, 3])
+def test_snapshots_change_no_weight(tmp_path_factory, tmp_path, method, every):
+    got = run(tmp_path / "run", **METHODS[method], checkpoint={"every_batches": every}, recovery={"mode": "local"})
+    assert outcome(got) == outcome(undisturbed(tmp_path_factory.getbasetemp(), method))
+    positions = [event["position"] for event in got.events if event["event"] == "checkpoint"]
+    assert len(positions) >= 22 // every
+
+
+def test_what_is_kept_for_others_stays_below_the_cap_and_the_source_waits_for_checkpoints(tmp_path_factory, tmp_path):
+    """A batch of this network is at most 2 x 16 x 8 x 64 floats; the cap allows three of them."""
+    caps = {"mode": "local", "retention_bytes": 3 * 4 * 2 * 16 * 8 * 64}
+    got = run(tmp_path / "run", checkpoint={"every_batches": 1000}, recovery=caps)
+    assert block_weights(got) == block_weights(undisturbed(tmp_path_factory.getbasetemp(), "local"))
+    positions = [event["position"] for event in got.events if event["event"] == "checkpoint"]
+    assert max(b - a for a, b in itertools.pairwise([-1, *positions])) <= 8 and len(positions) > 2
+    assert len([event for event in got.events if event["event"] == "retention"]) <= 1
+
+
+def test_a_full_disk_stops_no_training_and_the_next_success_clears_it(tmp_path_factory, tmp_path, monkeypatch):
+    write, failing = LocalStorage.write, []
+
+    def full(self, name, data, *points):
+        if "batch-000000007" in name:
+            failing.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, data, *points)
+
+    monkeypatch.setattr(LocalStorage, "write", full)
+    got = run(tmp_path / "run", **KEEPING)
+    assert failing and outcome(got) == outcome(undisturbed(tmp_path_factory.getbasetemp(), "local"))
+    told = [event["reason"] for event in got.events if event["event"] == "checkpoint failed"]
+    assert len(told) == 1 and "batch 7" in told[0] and "No space left" in told[0]
+    committed = [event["position"] for event in got.events if event["event"] == "checkpoint"]
+    assert 3 in committed and 11 in committed and 7 not in committed
