@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from actors.block import Block
 from actors.chain_actor import ChainActor
 from actors.evaluation import Evaluation
+from actors.messages import Message
 from actors.program import BlockProgram, Program
 from actors.replay_buffer import ReplayBuffer
 from actors.replay_program import ReplayProgram
@@ -17,6 +19,7 @@ from actors.seeds import seed_of
 from actors.shard import ShardFile, write_shard
 from actors.spec import BlockSpec, Replay
 from actors.stretch import Slowness, Stretch
+from actors.uses import Uses
 
 
 def outgoing_edges(spec: BlockSpec) -> list[str]:
@@ -40,6 +43,7 @@ class BlockActor(ChainActor):
         )  # fmt: skip
         self.spec = spec
         self.block = Block(spec, shape)
+        self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []
         self.shards: dict[int, ShardFile] = {}
         self.replay: ReplayProgram | None = None
@@ -60,7 +64,7 @@ class BlockActor(ChainActor):
         return BlockProgram(
             self.block, edges, self.times,
             snapshot=self._write_snapshot,
-            report=self.evaluations.append,
+            report=self._note_evaluation,
             trained=lambda message: self.on_trained(message, edges.driver),
             is_paced=lambda: self.bound is not None,
         ).run()  # fmt: skip
@@ -75,10 +79,18 @@ class BlockActor(ChainActor):
             producer_version=lambda: inbox.producer_version,
             promise=lambda version: self.promise(edges.driver, version),
             snapshot=self._write_snapshot,
-            report=self.evaluations.append,
+            report=self._note_evaluation,
             trained=lambda message: self.count_staleness(message, edges.driver),
         )  # fmt: skip
         return self.replay.run()
+
+    def count_staleness(self, message: Message, edge: str) -> None:
+        """Count a use that begins now, of a message so many versions old."""
+        self.uses.begin(message.batch_id)
+        super().count_staleness(message, edge)
+
+    def _note_evaluation(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(replace(evaluation, at_s=self.times.elapsed()))
 
     def set(self, values: Mapping[str, Any]) -> None:
         """Change settings; those of the replay buffer (`replay`) apply before the next use."""
@@ -105,6 +117,7 @@ class BlockActor(ChainActor):
         return super().report() | {
             "index": self.spec.index,
             "updates": self.block.updates,
+            "uses": self.uses.as_dict(),
             "loss": None if loss is None else float(loss),
             "layers": list(self.spec.layers),
             "evaluations": [vars(evaluation) for evaluation in self.evaluations],

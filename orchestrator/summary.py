@@ -57,6 +57,7 @@ def block_entry(facts: Mapping[str, Any]) -> dict[str, Any]:
         "layers": facts["layers"],
         "version": facts["version"],
         "updates": facts["updates"],
+        "uses": dict(facts["uses"]),
         "loss": facts["loss"],
         "test_accuracy": accuracy(last_evaluation(facts, "test")),
         "ensemble_accuracy": ensemble_accuracy(last_evaluation(facts, "test")),
