@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from orchestrator.api import train
 from orchestrator.catalog import find_catalog
 from orchestrator.cluster.contract import Cluster
+from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig, config_from_mapping, resolved
 from orchestrator.summary import Summary
 from tests.benchmarks.methods_plan import Key
@@ -36,15 +37,17 @@ NOT_OF_AN_ARM = ("run_dir", "placement")
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: `facts` tell it from the other arms, `config` is all that it depends on."""
+    """One run: `facts` tell it from the other arms; it depends on `config`, and on what stands `beside` that."""
 
     facts: Mapping[str, Any] = field(hash=False)
     config: RunConfig = field(hash=False, repr=False)
+    beside: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @cached_property
     def config_hash(self) -> str:
-        """16 digits of the SHA-256 of the config."""
+        """16 digits of the SHA-256 of all that it depends on."""
         plain = {name: value for name, value in resolved(self.config).items() if name not in NOT_OF_AN_ARM}
+        plain |= {"beside": dict(self.beside)} if self.beside else {}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -56,19 +59,18 @@ class Arm:
         return " ".join(f"{name} {value}" for name, value in self.facts.items())
 
 
-def make_arm(facts: Mapping[str, Any], *layers: Mapping[str, Any]) -> Arm:
+def make_arm(facts: Mapping[str, Any], *layers: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> Arm:
     """Return an arm whose config is made of layers, section by section, later ones above earlier ones."""
     raw: dict[str, Any] = {}
     for layer in layers:
         for name, value in copy.deepcopy(dict(layer)).items():
             raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) else value
-    return Arm(facts, config_from_mapping(raw, find_catalog()))
+    return Arm(facts, config_from_mapping(raw, find_catalog()), beside or {})
 
 
-def warm_cluster() -> Cluster:
-    """Return a Ray cluster on this machine whose processes are kept from run to run."""
-    from orchestrator.cluster.ray_cluster import RayCluster
-
+@cache
+def warm_cluster() -> RayCluster:
+    """Return the Ray cluster on this machine whose processes are kept from run to run."""
     return RayCluster(object_store_bytes=2 * 1024**3, keep=True)
 
 
@@ -80,26 +82,26 @@ def lines_of(arms: Iterable[Arm], results: Results) -> list[Line]:
 def run_missing(
     arms: Sequence[Arm],
     results: Results,
-    cluster: Callable[[], Cluster],
     measure: Measure,
     *,
+    cluster: Callable[[Arm], Cluster] = lambda arm: warm_cluster(),
     minutes: float = float("inf"),
 ) -> None:
-    """Run the arms that have no line yet, one at a time; none is started after `minutes`.
+    """Run the arms that have no line yet, one at a time.
 
     Args:
         arms: in the order in which they are run.
         results: where their lines are kept.
-        cluster: returns where the actors run; called once, and only if an arm is missing.
         measure: says what an arm has shown.
+        cluster: returns where the actors of an arm run.
+        minutes: none is started later.
     """
-    until, measured, where = time.monotonic() + 60 * minutes, commit(), None
+    until, measured = time.monotonic() + 60 * minutes, commit()
     missing = [arm for arm in arms if arm.key not in results.lines]
     for number, arm in enumerate(missing, 1):
         if time.monotonic() > until:
             return
-        where = where or cluster()
-        line = perform(arm, where, measure)
+        line = perform(arm, cluster(arm), measure)
         if line is None:
             return
         results.append(line | {"commit": measured} | surroundings())

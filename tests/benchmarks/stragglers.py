@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:
 
 from orchestrator.api import evaluate  # noqa: E402
 from orchestrator.summary import Summary  # noqa: E402
-from tests.benchmarks.arms import Arm, lines_of, run_missing, warm_cluster  # noqa: E402
+from tests.benchmarks.arms import Arm, lines_of, run_missing  # noqa: E402
 from tests.benchmarks.methods_results import FOLDER, Results  # noqa: E402
 from tests.benchmarks.paces import block_paces, edge_staleness  # noqa: E402
 from tests.benchmarks.stragglers_figure import figure  # noqa: E402
@@ -65,7 +65,7 @@ def main() -> int:
     size = SHORT if arguments.short else FULL
     results, planned = Results(FOLDER / f"{size.name}.jsonl", forget_failed=not arguments.table), arms(size)
     if not arguments.table:
-        run_missing(planned, results, warm_cluster, measure, minutes=arguments.minutes)
+        run_missing(planned, results, measure, minutes=arguments.minutes)
     lines = lines_of(planned, results)
     text = report(lines, size)
     print(text)
