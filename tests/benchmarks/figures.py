@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def draw(path: Path, rows: int, columns: int, fill: Callable[[Any], None]) -> str:
+def draw(
+    path: Path, rows: int, columns: int, fill: Callable[[Any], None], *, panel: tuple[float, float] = (4.2, 3.2)
+) -> str:
     """Draw a figure into a file and return one sentence about it, also where matplotlib is missing.
 
     Args:
         path: of the file; its ending says the format.
         rows, columns: of panels.
         fill: called with the panels, an array of [rows, columns] axes.
+        panel: width and height of one, in inches.
     """
     try:
         import matplotlib
@@ -22,9 +25,10 @@ def draw(path: Path, rows: int, columns: int, fill: Callable[[Any], None]) -> st
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": path.stem, "axes.grid": True, "grid.alpha": 0.3}):
+    style = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.fonttype": "none", "svg.hashsalt": path.stem}
+    with matplotlib.rc_context(style):
         figure, panels = pyplot.subplots(
-            rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+            rows, columns, figsize=(panel[0] * columns, panel[1] * rows), squeeze=False, layout="constrained"
         )
         fill(panels)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""The figure of the stragglers benchmark: pace of the others and time to the target, against the slow-down."""
+"""The figure of the stragglers benchmark against the slow-down: pace of the other blocks, different samples that the
+last block trains on, time to the target."""
 
 from __future__ import annotations
 
@@ -9,6 +10,12 @@ from typing import Any
 from tests.benchmarks.figures import draw
 from tests.benchmarks.stragglers_plan import MODES, PIPELINE, SLOW_BLOCK, Size
 from tests.benchmarks.stragglers_verdicts import Line, arrival_s, find, others, target
+
+LABELS = (
+    "mean updates/s of the other blocks,\nundisturbed pipeline = 1",
+    "distinct samples/s of the last block",
+    "s to the target accuracy\n(no point: not reached)",
+)
 
 Points = list[tuple[float, float]]
 """(factor, value)."""
@@ -24,6 +31,12 @@ def pace(lines: Sequence[Line], mode: str, capacity: int, factors: Sequence[floa
     return [(factor, sum(others(line)) / whole) for factor, line in found if line is not None]
 
 
+def samples(lines: Sequence[Line], mode: str, capacity: int, factors: Sequence[float]) -> Points:
+    """Return the last block's distinct samples per second for every factor."""
+    found = ((factor, find(lines, mode, capacity, factor)) for factor in factors)
+    return [(factor, line["blocks"][-1]["distinct_samples_per_s"]) for factor, line in found if line is not None]
+
+
 def arrivals(lines: Sequence[Line], mode: str, capacity: int, factors: Sequence[float]) -> Points:
     """Return the seconds to the target for every factor at which it was reached."""
     goal = target(lines)
@@ -37,19 +50,21 @@ def figure(lines: Sequence[Line], size: Size, path: Path) -> str:
 
     def fill(panels: Any) -> None:
         for column, capacity in enumerate(size.capacities):
-            upper, lower = panels[0][column], panels[1][column]
             for mode, marker in zip(MODES, "os^", strict=True):
-                upper.plot(*_xy(pace(lines, mode, capacity, size.factors)), marker=marker, label=mode)
-                lower.plot(*_xy(arrivals(lines, mode, capacity, size.factors)), marker=marker, label=mode)
-            slowest = max(size.factors)
-            curve = [1 + i * (slowest - 1) / 50 for i in range(51)]
-            upper.plot(curve, [1 / x for x in curve], "k:", label="pace of the slow block")
-            upper.set(title=f"buffers of {capacity}", ylim=(0, None), ylabel="pace of the other blocks, relative")
-            lower.set(xlabel=f"slow-down of block {SLOW_BLOCK}", ylim=(0, None), ylabel="s to the target accuracy")
+                for row, values in enumerate((pace, samples, arrivals)):
+                    points = values(lines, mode, capacity, size.factors)
+                    panels[row][column].plot(*_xy(points), marker=marker, label=mode)
+            curve = [1 + i * (max(size.factors) - 1) / 50 for i in range(51)]
+            panels[0][column].plot(curve, [1 / x for x in curve], "k:", label="pace of the slow block")
+            panels[0][column].set_title(f"simulated devices, buffers of {capacity}")
+            panels[2][column].set_xlabel(f"slow-down of block {SLOW_BLOCK}")
+        for row, what in enumerate(LABELS):
+            panels[row][0].set_ylabel(what)
+        for axes in panels.flat:
+            axes.set_ylim(0, None)
         panels[0][0].legend(fontsize=7)
-        panels[0][0].figure.suptitle("A slow block among four (simulated devices); no point: the target is not reached")
 
-    return draw(path, 2, len(size.capacities), fill)
+    return draw(path, len(LABELS), len(size.capacities), fill)
 
 
 def _xy(points: Points) -> tuple[list[float], list[float]]:

@@ -93,8 +93,8 @@ def _pipeline(lines: Sequence[Line], size: Size) -> Verdict:
         explained = size.num_batches / max(1, size.num_batches - capacity - 2) - 1
         holds = holds and lead <= explained + LARGEST_LEAD
         told.append(
-            f"capacity {capacity}: at most {lead:+.1%} of its {own:.1f} updates/s ({explained:+.1%} by what its buffer "
-            f"holds at their end)"
+            f"capacity {capacity}: {own:.1f} updates/s, the fastest other {lead:+.1%} ({explained:+.1%} for what waits "
+            f"in its buffer at the other's end)"
         )
     return Verdict(claim, holds, ", ".join(told))
 
@@ -112,7 +112,7 @@ def _unbounded(lines: Sequence[Line], size: Size) -> Verdict:
             return Verdict(claim, None, "")
         fall = largest_fall(line, undisturbed)
         holds = holds and fall < LARGEST_FALL
-        told.append(f"capacity {capacity}: {-fall:+.1%}")
+        told.append(f"capacity {capacity}: {0.0 - fall:+.1%}")
     return Verdict(claim, holds, ", ".join(told))
 
 
