@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from actors.block import Block
@@ -20,6 +21,7 @@ from actors.spec import BlockSpec, Replay
 from actors.step_mark import StepMark
 from actors.storage import open_storage
 from actors.stretch import Slowness, Stretch
+from actors.uses import Uses
 
 
 def outgoing_edges(spec: BlockSpec) -> list[str]:
@@ -46,6 +48,7 @@ class BlockActor(ChainActor):
         self.spec = spec
         self._step_mark = StepMark(spec.step_mark) if spec.step_mark is not None else None
         self.block = Block(spec, shape)
+        self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []
         self.replay: ReplayProgram | None = None
         self._program: BlockProgram | ReplayProgram | None = None
@@ -80,7 +83,7 @@ class BlockActor(ChainActor):
         program = self._program = BlockProgram(
             self.block, edges, self.times,
             snapshot=self._take_snapshot,
-            report=self.evaluations.append,
+            report=self._note_evaluation,
             trained=lambda message: self.on_trained(message, edges.driver),
             is_paced=lambda: self.bound is not None,
         )  # fmt: skip
@@ -98,27 +101,24 @@ class BlockActor(ChainActor):
             producer_version=lambda: inbox.producer_version,
             promise=lambda version: self.promise(edges.driver, version),
             snapshot=self._take_snapshot,
-            report=self.evaluations.append,
-            trained=lambda message: self._replayed(message, edges.driver),
+            report=self._note_evaluation,
+            trained=lambda message: self.count_staleness(message, edges.driver),
         )  # fmt: skip
         self._program = self.replay
         if self.restored is not None:
             self.replay.restore(self.restored["program"], goes_on=self.spec.goes_on)
         return self.replay.run()
 
-    def on_trained(self, message: Message, edge: str) -> None:
-        """Count a message that training starts on; die here if a test says so."""
-        self._mark(message.batch_id)
-        super().on_trained(message, edge)
-
-    def _replayed(self, message: Message, edge: str) -> None:
-        self._mark(message.batch_id)
-        self.count_staleness(message, edge)
-
-    def _mark(self, batch_id: int) -> None:
+    def count_staleness(self, message: Message, edge: str) -> None:
+        """Count a use that begins now, of a message so many versions old; die here if a test says so."""
         if self._step_mark is not None:
-            self._step_mark.set(batch_id)
-        self.points.reach("step", batch_id)
+            self._step_mark.set(message.batch_id)
+        self.points.reach("step", message.batch_id)
+        self.uses.begin(message.batch_id)
+        super().count_staleness(message, edge)
+
+    def _note_evaluation(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(replace(evaluation, at_s=self.times.elapsed()))
 
     def set(self, values: Mapping[str, Any]) -> None:
         """Change settings; those of the replay buffer (`replay`) apply before the next use."""
@@ -148,6 +148,7 @@ class BlockActor(ChainActor):
             "index": self.spec.index,
             "updates": self.block.updates,
             "num_skipped": self.block.finiteness.num_skipped,
+            "uses": self.uses.as_dict(),
             "loss": None if loss is None else float(loss),
             "layers": list(self.spec.layers),
             "last_batch": self._program.last_batch if isinstance(self._program, BlockProgram) else None,

@@ -19,11 +19,15 @@ votes of its own, weighted class probabilities."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over one split at a position: `num_samples` and what the objective counts."""
+    """Sums over one split at a position: `num_samples` and what the objective counts.
+
+    `at_s`: when it was done, in seconds since the block began to run.
+    """
 
     split: str
     batch_id: int
     sums: Mapping[str, float]
+    at_s: float = 0.0
 
 
 @dataclass

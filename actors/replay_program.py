@@ -141,7 +141,11 @@ class ReplayProgram:
     # ------------------------------------------------------------------ arrivals
 
     def _fetch(self, *, wait: bool) -> Program:
-        """Put what has arrived into the buffer as long as that takes any; wait for the first if told to."""
+        """Put what has arrived into the buffer as long as that takes any; wait for the first if told to.
+
+        Of the source a block takes one batch per use: it has always another one, which the buffer would only drop
+        (asynchronous DGL draws each batch of its first module from the data: 1901.08164, algorithm 2).
+        """
         while not self._has_ended and not self._has_enough and self.buffer.takes():
             message = self._waiting
             if message is None:
@@ -154,6 +158,8 @@ class ReplayProgram:
                 break
             yield from self._handle(message)
             wait = wait and not self.buffer.can_sample()
+            if self.block.place.is_first and message.kind is Kind.ACTIVATION and self.buffer.can_sample():
+                break
         self._promise()
 
     def _arrival(self, wait: bool) -> Generator[Operation, object, Message | None]:
@@ -199,9 +205,9 @@ class ReplayProgram:
         bound = self.bound()
         needed = 0 if bound is None else self.producer_version() + 1 - bound
         message = self.buffer.sample(needed).item
-        self._promise()
-        self.times.at(message.batch_id)
         self.trained(message)
+        self._promise()  # after the start: its producer may go on from here
+        self.times.at(message.batch_id)
         with self.times.within("compute", "forward"):
             # The block knows a pass by the use, since a batch may be used again before its feedback has come.
             known = replace(message, batch_id=self.block.version, flags=Flags.NONE)

@@ -11,7 +11,7 @@ from actors.source_program import SourceProgram
 class ReplaySource(SourceProgram):
     """Sends batches in their order as long as there are any; the last orders come when all blocks have stopped.
 
-    `batches` may go on after `num_batches`, those that are evaluated in between.
+    `batches` may go on after `num_batches`, for blocks that are behind; evaluations go on with them.
     """
 
     def run(self) -> Program:
@@ -22,10 +22,9 @@ class ReplaySource(SourceProgram):
         for batch_id, batch in enumerate(self.batches.stream(self.version), self.version):
             self.times.at(batch_id)
             yield from self._pause()
-            is_over = batch_id >= self.num_batches
             if self.stop_asked() or (yield HasStopped(edge)):
                 break
-            orders = Flags.NONE if is_over else self._orders(batch_id, False)
+            orders = self._orders(batch_id, False)
             yield from self._send(Kind.ACTIVATION, batch, batch_id, Flags.NONE)
             self.version = batch_id + 1
             if orders & Flags.SNAPSHOT:

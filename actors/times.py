@@ -46,6 +46,10 @@ class Times:
         """Return the clock's reading."""
         return self._clock()
 
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return sum(self.seconds().values())
+
     def at(self, step: int, batch_id: int | None = None) -> None:
         """Say which batch the thread works on (default: `step`) in the course of which batch, for the trace."""
         if self.trace is not None:

@@ -60,7 +60,8 @@ class Metrics:
             self._write(
                 {
                     "kind": "evaluation", "time_s": self._time(), "block": name,
-                    "split": evaluation["split"], "batch": evaluation["batch_id"], **facts,
+                    "split": evaluation["split"], "batch": evaluation["batch_id"],
+                    "at_s": round(evaluation["at_s"], 3), **facts,
                 }
             )  # fmt: skip
             for fact, value in facts.items():

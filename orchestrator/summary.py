@@ -58,6 +58,7 @@ def block_entry(facts: Mapping[str, Any], restarts: int = 0) -> dict[str, Any]:
         "version": facts["version"],
         "updates": facts["updates"],
         "updates_skipped": facts["num_skipped"],
+        "uses": dict(facts["uses"]),
         "loss": facts["loss"],
         "test_accuracy": accuracy(last_evaluation(facts, "test")),
         "ensemble_accuracy": ensemble_accuracy(last_evaluation(facts, "test")),

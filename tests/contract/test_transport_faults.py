@@ -1,5 +1,7 @@
 """What every carrier promises on a bad wire: each message once, in order, bit-equal, or an error."""
 
+import time
+
 import msgpack
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import CorruptMessage, EdgeError
-from actors.transport.faulty import Fault
+from actors.transport.faulty import LOSSLESS, Fault, random_faults
 from actors.transport.inbox import MAX_CORRUPT
 from actors.transport.packet import Packet
 from tests.contract.carriers import InProcessCarrier, Spoiler, assert_are, numbered, receive, until
@@ -119,6 +121,57 @@ def test_a_loss_on_a_full_outbox_does_not_stop_the_edge(carrier, action):
         until(lambda number=number: inbox.get(0.0) is None and producer.put(numbered(number)))
         assert_are(receive(inbox), number)
     assert len(inbox.port.fired) == 1
+
+
+def test_a_delay_of_seconds_ends_by_itself_and_not_before(carrier):
+    fault = Fault(1, "delay", seconds=0.1)
+    producer = carrier.producer()
+    producer.put_numbers(0, 1, 2)
+    begun = time.monotonic()
+    inbox = producer.inbox(window=1, limit=1, clock=stopped_clock, faults=[fault])
+    assert_are(receive(inbox, 3), 0, 1, 2)
+    assert time.monotonic() - begun >= 0.1
+    assert inbox.port.fired == [fault] and inbox.port.num_overtaken == 0
+    assert (inbox.num_sessions, inbox.num_duplicates) == (0, 0)
+
+
+def test_a_reordered_message_comes_as_soon_as_a_later_one_has_overtaken_it(carrier):
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=3, limit=1, clock=stopped_clock, faults=[Fault(4, "reorder", seconds=3600.0)])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.num_overtaken == 1
+    assert (inbox.num_sessions, inbox.num_duplicates) == (0, 0)
+
+
+def test_a_reordered_message_that_nothing_overtakes_comes_after_its_seconds(carrier):
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(limit=1, clock=stopped_clock, faults=[Fault(NUMBER - 1, "reorder", seconds=0.05)])
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.port.num_overtaken == 0
+
+
+def test_random_faults_are_the_same_for_a_seed_and_name_each_message_once():
+    faults = random_faults(4000, 0.1, 5, longest_s=0.2)
+    assert faults == random_faults(4000, 0.1, 5, longest_s=0.2) != random_faults(4000, 0.1, 6, longest_s=0.2)
+    sequences = [fault.sequence for fault in faults]
+    assert sequences == sorted(set(sequences)) and sequences[0] >= 0 and sequences[-1] < 4000
+    assert 300 < len(faults) < 500
+    assert {fault.action for fault in faults} == set(LOSSLESS)
+    assert 0.19 < max(fault.seconds for fault in faults) <= 0.2
+    assert random_faults(100, 0.0, 5, longest_s=1.0) == []
+
+
+def test_random_faults_lose_and_repeat_nothing(carrier):
+    faults = random_faults(60, 0.5, 1, longest_s=0.03)
+    producer = carrier.producer()
+    producer.put_numbers(*range(60))
+    inbox = producer.inbox(window=3, limit=2, clock=stopped_clock, faults=faults)
+    assert_are(receive(inbox, 60), *range(60))
+    assert {fault.sequence for fault in inbox.port.fired} == {fault.sequence for fault in faults}
+    assert inbox.num_duplicates == sum(fault.action == "duplicate" for fault in faults)
+    assert inbox.port.num_overtaken > 0 and inbox.num_sessions == 0
 
 
 def test_faults_of_every_kind_on_one_edge_lose_and_repeat_nothing(carrier):

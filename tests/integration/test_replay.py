@@ -1,5 +1,7 @@
 """Replay, staleness and what arrives when it arrives: whole runs, over both clusters."""
 
+import json
+
 import pytest
 
 from actors.errors import UserError
@@ -104,8 +106,29 @@ def test_each_message_once_and_in_order_equals_the_pipeline(tmp_path, ray_cluste
 def test_a_message_is_used_again_when_nothing_new_comes(tmp_path):
     own = {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 3, "order": "lifo"}
     summary = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=own)
-    first = summary.edges[0]
-    assert first["trained"] < first["sent"], "some batches were never trained on, so others were used again"
+    for block in summary.blocks:
+        assert block["uses"]["num_uses"] == BATCHES > block["uses"]["num_batches"] > BATCHES / 4
+
+
+def test_of_a_source_that_is_always_ahead_no_batch_is_taken_only_to_be_dropped(tmp_path):
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 2, "window": 2}
+    summary = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=own)
+    assert "full" not in summary.edges[0]["dropped"]
+    assert summary.edges[1]["dropped"]["full"] > 0, "elsewhere a full buffer drops"
+
+
+def test_evaluations_go_on_while_the_first_block_serves_those_behind_it(tmp_path):
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "capacity": 9}
+    run(
+        tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=own,
+        evaluation={"every_batches": 5, "splits": ["test"]},
+    )  # fmt: skip
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["kind"] == "evaluation" and line["block"] == "block2"]
+    assert [line["batch"] for line in found[:3]] == [4, 9, 14]
+    assert found[-2]["batch"] >= BATCHES
+    moments = [line["at_s"] for line in found]
+    assert moments == sorted(set(moments)) and moments[0] > 0
 
 
 def test_an_objective_that_needs_the_raw_input_is_refused(tmp_path):

@@ -36,6 +36,18 @@ def test_the_shares_of_a_run_sum_to_one(clock):
     assert times.seconds() == seconds | {"other": seconds["other"] + 3}
 
 
+def test_elapsed_is_the_time_since_the_start_whatever_the_thread_did(clock):
+    times = Times(clock)
+    assert times.elapsed() == 0
+    clock.now += 5
+    times.start()
+    clock.now += 1
+    spend(times, clock, "compute", 2.0)
+    with times.within("wait_input"):
+        clock.now += 4
+        assert times.elapsed() == 7
+
+
 def test_the_shares_sum_to_one_while_the_watch_runs(clock):
     times = Times(clock)
     times.start()
