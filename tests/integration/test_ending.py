@@ -74,7 +74,7 @@ def test_a_block_that_raises_ends_the_run_with_its_own_traceback(tmp_path, ray_c
         run(tmp_path / "run", cluster=cluster, rule={"name": None, "factory": "tests.failing_rule:Failing"})
     first = str(raised.value).splitlines()[0]
     what = "ArithmeticError: the seventh batch is not to my taste"
-    again = "block1 raised at batch 6 in 2 lives, so it always will"
+    again = "block1 raised at batch 7 in 2 lives, so it always will"
     assert first == f"{'block1 ended the run' if cluster is None else again}: {what}"
     assert "failing_rule.py" in str(raised.value)
     assert read_status(tmp_path / "run")["state"] == "failed"

@@ -146,7 +146,7 @@ def test_an_objective_that_needs_the_raw_input_is_refused(tmp_path):
 def test_feedback_as_it_arrives_trains_to_the_end(tmp_path, ray_cluster, rule, schedule):
     summary = run(
         tmp_path / "run", cluster=ray_cluster, rule={"name": rule}, network=CHAIN,
-        schedule={"name": schedule, "feedback": "as_it_arrives"},
+        schedule={"name": schedule, "feedback": "as_it_arrives"}, optimizer={"lr": 0.002},
     )  # fmt: skip
     assert summary.status == "completed"
     assert [block["updates"] for block in summary.blocks] == [BATCHES] * 3
