@@ -115,7 +115,8 @@ def test_the_newest_evaluation_of_a_split_that_has_results_is_taken():
 def test_a_block_s_entry_tells_its_own_weights_from_its_auxiliary_ones():
     facts = {
         "name": "block0", "layers": ["a"], "version": 4, "updates": 4, "loss": 0.5, "digests": {"a": "1"},
-        "auxiliary_digests": {"head": "2"}, "time_fraction": {"compute": 1.0}, "num_skipped": 0, "uses": {"num_uses": 4},
+        "auxiliary_digests": {"head": "2"}, "time_fraction": {"compute": 1.0}, "num_skipped": 0,
+        "uses": {"num_uses": 4},
         "evaluations": [evaluation("test", correct=1, num_samples=2)],
     }  # fmt: skip
     entry = block_entry(facts)
