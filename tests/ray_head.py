@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 110.0
 END_DEADLINE_S = 30.0
 POLL_S = 0.2
 
@@ -39,7 +39,7 @@ class RayHead:
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={self.port}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}",
             f"--ray-client-server-port={self.client_port}", f"--dashboard-agent-listen-port={self.agent_port}",
-            "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=4", "--object-store-memory=200000000",
+            "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=8", "--object-store-memory=200000000",
             f"--temp-dir={self.folder / 'ray'}", "--disable-usage-stats",
         ]  # fmt: skip
         environment = self.environment() | {
