@@ -128,6 +128,25 @@ def control(
 
 
 @app.command()
+def submit(
+    config: Annotated[list[str], typer.Argument(help="YAML files in this folder, then key=value overrides")],
+    address: Annotated[
+        str, typer.Option(help="the cluster's job server", envvar="RAY_API_SERVER_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    fresh: Annotated[bool, typer.Option(help="start anew where the run directory holds a run")] = False,
+    wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
+) -> None:
+    """Train as a job of a Ray cluster: sends this folder, follows the log, ends with the job's exit code."""
+    from orchestrator.submit import submit as submit_job
+
+    files, overrides = _split(config, "submit")
+    code = submit_job(
+        files, overrides, address=address, directory=Path.cwd(), environment=os.environ, fresh=fresh, wait=wait
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -173,12 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(arguments: Sequence[str], command: str = "train") -> tuple[list[str], list[str]]:
     """Tell files from overrides: an override holds `=` and is no file."""
     overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
     files = [a for a in arguments if a not in overrides]
     if not files:
-        raise UserError("train: got no config file, expected at least one; try configs/quickstart.yaml")
+        raise UserError(f"{command}: got no config file, expected at least one; try configs/quickstart.yaml")
     return files, overrides
 
 

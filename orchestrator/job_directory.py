@@ -1,0 +1,29 @@
+"""Where a job writes its run: a job's own directory ends with the job, so the place must be said in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from actors.errors import UserError
+
+RUNS = "UNLOCKED_RUNS"
+"""Environment variable: the folder, the same on every node, that takes the place of `runs/` in a job."""
+
+
+def run_dir_in_job(run_dir: str | None, environment: Mapping[str, str]) -> PurePosixPath:
+    """Return where a job writes its run: `run_dir`, below `UNLOCKED_RUNS` if it is relative.
+
+    Raises:
+        UserError: it is relative and there is no absolute `UNLOCKED_RUNS`.
+    """
+    path = PurePosixPath(run_dir or "runs/run")
+    if path.is_absolute():
+        return path
+    root = PurePosixPath(environment.get(RUNS, ""))
+    if not root.is_absolute():
+        raise UserError(
+            f"run_dir: got {path}, and a job's own directory ends with the job; give a path that every node sees, "
+            f"such as run_dir=/shared/{path}, or set {RUNS} to a folder that takes the place of runs/"
+        )
+    return root / (path.relative_to("runs") if path.parts[:1] == ("runs",) else path)

@@ -1,0 +1,120 @@
+"""What deploy/ runs and names exists, takes the arguments it is given, and is the same command everywhere."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from deploy.dependencies import dependencies
+from orchestrator.cli import app
+from orchestrator.config import load_runs
+from orchestrator.submit import ENTRYPOINT, JOB_ENVIRONMENT
+from tests.conftest import ROOT
+from tests.deploy.manifests import KUBERAY, load, training_job
+
+DEPLOY = ROOT / "deploy"
+TEXTS = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+OWN_PATH = re.compile(r"(?<![\w./-])(?:\./)?((?:configs|deploy|orchestrator|actors|tests)/[\w./-]*\w)")
+TRAIN = re.compile(r"(?:orchestrator|unlocked) (?:train|submit) ((?:configs/\S+ ?|[\w.]+=\S+ ?|--\S+ http\S+ ?)+)")
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
+
+
+def lines_of(path):
+    """A file's text with its continued lines joined."""
+    return re.sub(r"\\\n\s*", " ", path.read_text())
+
+
+def name_of(path):
+    return path.relative_to(DEPLOY).as_posix()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_path_of_the_checkout_that_is_named_exists(path):
+    missing = [found for found in OWN_PATH.findall(path.read_text()) if not (ROOT / found).exists()]
+    assert missing == []
+
+
+def test_the_search_for_paths_finds_them():
+    assert len([found for path in TEXTS for found in OWN_PATH.findall(path.read_text())]) > 20
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_command_of_ours_exists(path):
+    used = re.findall(r"(?:python3? -m orchestrator|(?:bin/|^ {4}|`)unlocked) (\w+)", path.read_text(), re.M)
+    assert set(used) <= COMMANDS
+
+
+def entrypoints():
+    [patch] = load(KUBERAY / "overlays" / "gpu-job" / "entrypoint.yaml")
+    return {"components/job": training_job()["spec"]["entrypoint"], "overlays/gpu-job": patch[0]["value"]}
+
+
+@pytest.mark.parametrize("name", entrypoints())
+def test_a_manifest_s_command_is_the_one_of_the_script_and_of_unlocked_submit(name):
+    words = shlex.split(entrypoints()[name])
+    assert tuple(words[: len(ENTRYPOINT)]) == ENTRYPOINT
+    assert f"-- {shlex.join(ENTRYPOINT)} " in lines_of(DEPLOY / "submit.sh")
+    assert f"{shlex.join(ENTRYPOINT)} " in lines_of(DEPLOY / "slurm" / "train.sbatch")
+
+
+def test_the_script_gives_a_stopped_job_the_time_that_unlocked_submit_gives():
+    [given] = re.findall(r"--runtime-env-json '([^']*)'", lines_of(DEPLOY / "submit.sh"))
+    assert yaml.safe_load(given) == {"env_vars": dict(JOB_ENVIRONMENT)}
+
+
+def trainings():
+    found = [(name_of(path), words) for path in TEXTS for words in TRAIN.findall(lines_of(path))]
+    return found + [(name, " ".join(shlex.split(text)[len(ENTRYPOINT) :])) for name, text in entrypoints().items()]
+
+
+@pytest.mark.parametrize(("name", "words"), trainings())
+def test_the_settings_of_every_training_that_is_named_are_valid(name, words, catalog):
+    given = [word for word in words.split() if not word.startswith(("--", "http"))]
+    files = [str(ROOT / word) for word in given if "=" not in word]
+    [run] = load_runs(files, [word for word in given if "=" in word], catalog)
+    assert run.run_dir is not None
+
+
+def test_the_trainings_of_the_readme_were_found():
+    assert len([name for name, _ in trainings() if name == "README.md"]) >= 2
+
+
+@pytest.mark.parametrize("name", ["submit.sh", "slurm/train.sbatch"])
+def test_a_script_is_valid_bash_and_stops_at_the_first_error(name):
+    path = DEPLOY / name
+    checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=30, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "set -euo pipefail" in path.read_text()
+
+
+def test_the_script_is_executable():
+    assert os.access(DEPLOY / "submit.sh", os.X_OK)
+
+
+def test_the_image_holds_the_dependencies_of_the_package_and_no_second_list(tmp_path):
+    text = lines_of(DEPLOY / "Dockerfile")
+    instructions = [line for line in text.splitlines() if line and not line.startswith("#")]
+    ours = [line for line in instructions if line.startswith("COPY")]
+    assert ours == ["COPY pyproject.toml deploy/dependencies.py /tmp/build/"]
+    sent = [line.removeprefix("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")[1:] if line]
+    assert sent == ours[0].split()[1:-1]
+    for source in sent:
+        (tmp_path / source.rpartition("/")[2]).write_text((ROOT / source).read_text())
+    asked = re.findall(r"(python dependencies\.py [^>]*) > (\S+)", text)
+    for command, file in asked:
+        with open(tmp_path / file, "w") as out:
+            subprocess.run(command.split(), cwd=tmp_path, stdout=out, timeout=30, check=True)
+        assert re.search(rf"pip install .*-r {re.escape(file)}", text)
+    listed = [line for _, file in asked for line in (tmp_path / file).read_text().splitlines()]
+    assert sorted(listed) == sorted(dependencies(ROOT / "pyproject.toml"))
+    for words in re.findall(r"pip install ([^&\n]*)", text):
+        plain = re.sub(r'--index-url "[^"]*"', "", words).split()
+        assert all(word in ("-r", "-c") or word.endswith(".txt") for word in plain), "a package named by hand"
+
+
+def test_the_image_runs_as_a_user():
+    users = re.findall(r"^USER (\S+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert users and int(users[-1]) > 0
