@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from actors.errors import UserError
 
 RUNS = "UNLOCKED_RUNS"
 """Environment variable: the folder, the same on every node, that takes the place of `runs/` in a job."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets in the process of a job's command."""
+
+
+def run_dir_here(run_dir: str | None, environment: Mapping[str, str]) -> Path:
+    """Return where this process writes its run: beside it, or in a job where `run_dir_in_job` says.
+
+    Raises:
+        UserError: as `run_dir_in_job`.
+    """
+    if JOB in environment:
+        return Path(run_dir_in_job(run_dir, environment))
+    return Path(run_dir or "runs/run").absolute()
 
 
 def run_dir_in_job(run_dir: str | None, environment: Mapping[str, str]) -> PurePosixPath:

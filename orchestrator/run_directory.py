@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from actors.errors import UserError
 from orchestrator.config import RunConfig, resolved, same_run
+from orchestrator.job_directory import run_dir_here
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
@@ -46,7 +47,7 @@ class RunDirectory:
         Raises:
             UserError: the folder holds something else.
         """
-        directory = cls(Path(config.run_dir or "runs/run").absolute())
+        directory = cls(run_dir_here(config.run_dir, os.environ))
         try:
             was_run = directory.config_yaml.exists()
             if was_run and not fresh:

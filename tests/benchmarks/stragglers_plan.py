@@ -56,7 +56,7 @@ class Size:
 
 FULL = Size(
     "stragglers", {"name": "fashion_mnist", "limit": 27_600, "validation": 2000},
-    width=1024, epochs=2, evaluate_every=20, factors=(1, 1.2, 1.5, 2, 3), capacities=(1, 10, 50),
+    width=640, epochs=2, evaluate_every=20, factors=(1, 1.2, 1.5, 2, 3), capacities=(1, 10, 50),
 )  # fmt: skip
 SHORT = Size(
     "stragglers_short", {"name": "fashion_mnist", "limit": 14_800, "validation": 2000},

@@ -12,8 +12,14 @@ import pytest
 from actors.errors import UserError
 from orchestrator import submit
 from orchestrator.cli import main
-from orchestrator.job_directory import RUNS, run_dir_in_job
+from orchestrator.job_directory import JOB, RUNS, run_dir_in_job
 from tests.conftest import ROOT
+
+SMALL = """
+data: {name: generated, shape: [1, 4, 4], classes: 3, size: 24, test_size: 6, batch_size: 8}
+network: {name: mlp, widths: [8], blocks: 2}
+placement: {backend: in_process}
+"""
 
 
 @pytest.fixture
@@ -170,3 +176,23 @@ def test_results_data_and_environments_are_not_sent_and_packages_of_those_names_
     with zipfile.ZipFile(packed) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     assert set(kept) <= names and not names & set(left)
+
+
+def test_ray_s_name_for_the_environment_of_a_job_is_ours():
+    constants = pytest.importorskip("ray._private.runtime_env.constants")
+    assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == JOB
+
+
+def test_inside_a_job_a_training_refuses_a_relative_run_directory_or_writes_below_the_folder_for_runs(
+    project, capsys, monkeypatch
+):
+    (project / "small.yaml").write_text(SMALL)
+    monkeypatch.setenv(JOB, "{}")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "small.yaml"])
+    assert ended.value.code == 2 and "run_dir: got runs/small" in capsys.readouterr().err
+    assert not (project / "runs").exists()
+    monkeypatch.setenv(RUNS, str(project / "shared"))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "small.yaml"])
+    assert ended.value.code == 0 and (project / "shared" / "small" / "summary.json").is_file()
