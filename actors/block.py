@@ -236,6 +236,7 @@ class Block:
         accumulated, self.accumulated[count] = self.accumulated[count], 0
         if group in self.optimizers:
             if not self.finiteness.may_step(self.optimizers[group].parameters):
+                self.finiteness.num_skipped += group == "body"
                 return False
             self.optimizers[group].step(updates, accumulated)
         return True

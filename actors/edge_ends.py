@@ -78,6 +78,7 @@ class EdgeEnds:
         )  # fmt: skip
         if self._state is not None and edge in self._state["inboxes"]:
             inbox.restore(self._state["inboxes"][edge])
+            inbox.say_received()
         return inbox
 
     def state(self, position: int) -> dict[str, Any]:

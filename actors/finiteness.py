@@ -16,8 +16,10 @@ class Finiteness:
 
     Args:
         block: index of the block.
-        is_skipping: whether the batch goes on without the block's update, which is counted in `num_skipped`; what
-            is not finite travels on, so that every block learns of it.
+        is_skipping: whether the batch goes on without the block's update; what is not finite travels on, so that
+            every block learns of it.
+
+    `num_skipped` counts the updates that the block has left out.
     """
 
     def __init__(self, block: int, *, is_skipping: bool) -> None:
@@ -50,7 +52,6 @@ class Finiteness:
             return True
         for parameter in parameters:
             parameter.grad = None
-        self.num_skipped += 1
         return False
 
     @contextmanager
@@ -60,7 +61,7 @@ class Finiteness:
         yield
         for buffer, saved in zip(body.buffers(), before, strict=False):
             if not is_finite([buffer]):
-                buffer.copy_(saved)
+                buffer.data = saved  # in place it would spoil the graph of this pass
 
 
 def is_finite(tensors: Iterable[Tensor | None]) -> bool:

@@ -34,7 +34,7 @@ from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
 from orchestrator.recovery import Recovery
 from orchestrator.run_directory import RunDirectory
-from orchestrator.specs import kills_of
+from orchestrator.specs import is_unordered, kills_of
 from orchestrator.status import status_of
 from orchestrator.summary import (
     Summary,
@@ -285,7 +285,7 @@ class Orchestrator:
         tested = last_evaluation(last, "test")
         return Summary(
             method=str(self.config.rule.name or self.config.rule.factory),
-            status="stopped" if self.stop_asked and trained < self.num_batches else "completed",
+            status="stopped" if self._was_stopped(trained) else "completed",
             test_accuracy=accuracy(tested),
             test_loss=mean_loss(tested),
             validation_accuracy=accuracy(last_evaluation(last, "validation")),
@@ -304,6 +304,10 @@ class Orchestrator:
             ],
             events=self.metrics.events,
         )
+
+    def _was_stopped(self, trained: int) -> bool:
+        """Whether batches are left; blocks that take what comes may need fewer than the source has."""
+        return trained < self.num_batches and (self.stop_asked or not is_unordered(self.config))
 
     def _num_samples(self, num_batches: int) -> int:
         """Return the samples in the first batches of the run."""

@@ -135,6 +135,11 @@ class Inbox:
         self._ask()
         return message
 
+    def say_received(self) -> None:
+        """Let a producer that was restored, too, know what it need not keep, before the program looks at the edge."""
+        if self.port is not None:
+            self.port.request(self._take(0))
+
     def reconnect(self, port: Port) -> None:
         """Go on with another life of the producer, from the next message that was not received.
 

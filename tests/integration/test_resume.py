@@ -1,0 +1,168 @@
+"""A run that was interrupted goes on as if it had not been."""
+
+import shutil
+
+import pytest
+
+from actors.errors import UserError
+from actors.fail_points import ProcessKilled
+from actors.storage import open_storage
+from orchestrator import api
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.cli import main
+from tests.counting_rule import SAMPLES
+from tests.integration.test_recovery import KEEPING, METHODS, kill, outcome
+from tests.runs import Replacing, run
+
+EVERY = {"checkpoint": {"every_batches": 4, "keep": 9}, "evaluation": {"every_batches": 7}}
+PIPELINED = METHODS["pipelined"]
+COUNTED = {
+    "data": Replacing(factory="tests.counting_rule:numbered", classes=SAMPLES, batch_size=8),
+    "network": Replacing(name="mlp", widths=[8, 8], blocks=3),
+    "rule": Replacing(factory="tests.counting_rule:Counting"),
+    "training": {"epochs": 4},
+}  # fmt: skip
+
+
+def killed(folder, at, batch, **sections):
+    """Train until the orchestrator's process dies."""
+    with pytest.raises(ProcessKilled):
+        run(folder, **sections, faults={"kill": [kill("orchestrator", batch, at)]})
+
+
+@pytest.fixture(scope="module")
+def pipelined(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole") / "run", **PIPELINED, **EVERY)
+
+
+@pytest.mark.parametrize("at", ["half written", "before rename", "written"])
+@pytest.mark.parametrize("batch", [3, 11, 21])
+def test_a_driver_that_dies_while_it_commits_is_followed_by_one_that_goes_on(tmp_path, pipelined, at, batch):
+    killed(tmp_path / "run", at, batch, **PIPELINED, **EVERY)
+    got = run(tmp_path / "run", **PIPELINED, **EVERY)
+    assert outcome(got) == outcome(pipelined) and got.status == "completed"
+    resumed = [event["position"] for event in got.events if event["event"] == "resumed"]
+    before = {3: [], 11: [7], 21: [19]}[batch]
+    after = {3: [3], 11: [11], 21: [19]}[batch]  # the last one was drained, so the one before it is gone on from
+    assert resumed == (after if at == "written" else before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_exactly(tmp_path, method):
+    whole = run(tmp_path / "whole", **METHODS[method], **EVERY)
+    killed(tmp_path / "run", "written", 11, **METHODS[method], **EVERY)
+    got = run(tmp_path / "run", **METHODS[method], **EVERY)
+    assert outcome(got) == outcome(whole)
+    assert [event["event"] for event in got.events if event["event"] == "resumed"]
+
+
+def test_in_the_history_that_led_to_the_weights_every_sample_counts_once_per_epoch(tmp_path):
+    settings = {**COUNTED, **KEEPING}
+    killed(tmp_path / "run", "written", 7, **settings)
+    kills = [kill("block1", 11), kill("block2", 15), kill("source", 19, "snapshot")]
+    got = run(tmp_path / "run", **settings, faults={"kill": kills})
+    assert got.status == "completed" and sum(block["restarts"] for block in got.blocks) == 2
+    checkpoint = Checkpoints(open_storage(str(tmp_path / "run" / "checkpoints"))).newest()
+    for index in range(3):
+        counts = checkpoint.read(index)["auxiliary"]["rule.counts"]
+        assert counts.tolist() == [4] * SAMPLES
+
+
+def test_a_stopped_run_goes_on_from_before_its_feedback_was_drained(tmp_path, pipelined, monkeypatch):
+    stops = []
+    from actors.source_program import SourceProgram
+
+    orders = SourceProgram._orders
+
+    def stop_at_batch_9(self, batch_id, is_last):
+        if batch_id == 9 and not stops:
+            stops.append(batch_id)
+            self.stop_asked = lambda: True
+        return orders(self, batch_id, is_last)
+
+    monkeypatch.setattr(SourceProgram, "_orders", stop_at_batch_9)
+    stopped = run(tmp_path / "run", **PIPELINED, **EVERY)
+    assert [block["version"] for block in stopped.blocks] == [11, 11, 11]
+    got = run(tmp_path / "run", **PIPELINED, **EVERY)
+    assert outcome(got) == outcome(pipelined)
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [9]
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path):
+    run(tmp_path / "run", training={"epochs": 1})
+    got = run(tmp_path / "run", training={"epochs": 3})
+    assert got.epochs == 3 and [block["version"] for block in got.blocks] == [33] * 3
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [10]
+    whole = run(tmp_path / "whole", training={"epochs": 3})
+    assert outcome(got)[0] == outcome(whole)[0]  # at a constant rate, and without feedback
+
+
+def test_checkpoints_at_an_fsspec_address_are_gone_on_from(tmp_path, pipelined):
+    there = {**EVERY, "checkpoint": {"every_batches": 4, "uri": f"memory://{tmp_path.name}"}}
+    killed(tmp_path / "run", "written", 11, **PIPELINED, **there)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    got = run(tmp_path / "run", **PIPELINED, **there)
+    assert outcome(got) == outcome(pipelined)
+    assert api.evaluate(tmp_path / "run")["test"]["accuracy"] == got.test_accuracy
+
+
+# ---------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """A run that died after the checkpoint at batch 11."""
+    killed(tmp_path / "run", "written", 11, **PIPELINED, **EVERY)
+    return tmp_path / "run"
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "no manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(interrupted, pipelined, capsys, how):
+    newest = sorted((interrupted / "checkpoints").iterdir())[-1]
+    shard = next(newest.glob("block1.*"))
+    {
+        "truncated": lambda: shard.write_bytes(shard.read_bytes()[:-9]),
+        "flipped": lambda: damage(shard),
+        "missing": shard.unlink,
+        "no manifest": (newest / "manifest.json").unlink,
+    }[how]()
+    verify_exits(interrupted, 0)
+    said = capsys.readouterr().out
+    assert "goes on from the checkpoint at batch 7" in said
+    assert how == "no manifest" or (shard.name in said and "batch 11: damaged" in said)
+    got = run(interrupted, **PIPELINED, **EVERY)
+    assert outcome(got) == outcome(pipelined)
+
+
+def verify_exits(folder, code):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(folder)])
+    assert (ended.value.code or 0) == code
+
+
+def test_where_no_checkpoint_verifies_nothing_is_trained(interrupted, capsys):
+    for shard in interrupted.glob("checkpoints/*/block0.*"):
+        damage(shard)
+    verify_exits(interrupted, 2)
+    assert "no checkpoint verifies" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no checkpoint verifies"):
+        run(interrupted, **PIPELINED, **EVERY)
+
+
+def test_resume_goes_on_by_the_run_directory_alone_even_after_it_was_moved(interrupted, pipelined, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.move(interrupted, moved)
+    got = api.resume(moved, progress=False)
+    assert got.run_dir == str(moved) and outcome(got)[0] == outcome(pipelined)[0]
+    assert api.resume(moved, progress=False).weights_sha256 == got.weights_sha256
+
+
+def test_a_resumed_run_with_another_cut_is_refused(interrupted):
+    with pytest.raises(UserError, match=r"differs in network\.blocks"):
+        run(interrupted, **{**PIPELINED, "network": {"blocks": 2}}, **EVERY)
