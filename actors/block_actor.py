@@ -43,6 +43,7 @@ class BlockActor(ChainActor):
         self.evaluations: list[Evaluation] = []
         self.shards: dict[int, ShardFile] = {}
         self.replay: ReplayProgram | None = None
+        self._in_order: BlockProgram | None = None
         self.bound = spec.bound
         if spec.slowness != Slowness():
             self.times.stretch = Stretch(spec.slowness)
@@ -57,13 +58,14 @@ class BlockActor(ChainActor):
         edges = self.spec.edges
         if self.spec.replay is not None:
             return self._replay_program(self.spec.replay)
-        return BlockProgram(
+        self._in_order = BlockProgram(
             self.block, edges, self.times,
             snapshot=self._write_snapshot,
             report=self.evaluations.append,
             trained=lambda message: self.on_trained(message, edges.driver),
             is_paced=lambda: self.bound is not None,
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        return self._in_order.run()
 
     def _replay_program(self, replay: Replay) -> Program:
         edges, inbox = self.spec.edges, self.inboxes[self.spec.edges.driver]
@@ -87,10 +89,9 @@ class BlockActor(ChainActor):
             self.replay.new_settings = values["replay"]
 
     def account(self, edge: str) -> dict[str, Any]:
-        """Return what the program has done with what it was given on an edge; a replay buffer keeps its own books."""
-        if self.replay is None:
-            return super().account(edge)
-        return self.replay.account(edge, super().account(edge)["trained"])
+        """Return what the program has done with what it was given on an edge; it keeps its own books."""
+        known, program = super().account(edge), self.replay or self._in_order
+        return known if program is None else program.account(edge, known["trained"])
 
     def finish(self) -> dict[str, Any]:
         """Return the final facts, with the digests of every tensor."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from actors.books import Books
 from actors.edges import EdgeSettings
 from actors.messages import Message
 from actors.program import Program
@@ -64,6 +65,7 @@ class ChainActor:
             for edge, capacity in edge_capacities(outgoing, settings, self._room).items()
         }
         self.staleness: dict[str, Counter[int]] = {}
+        self.books = Books(lambda edge: self.inboxes[edge].received + 1, self.account, lambda: self.version)
         self.task: Task | None = None
         self.is_paused = False
         self.applied: list[dict[str, Any]] = []
@@ -96,7 +98,10 @@ class ChainActor:
 
     def start(self) -> Task:
         """Make the task that runs this actor's program."""
-        self.task = Task(self.program(), self.inboxes, self.outboxes, self.times, bound_of=lambda edge: self.bound)
+        self.task = Task(
+            self.program(), self.inboxes, self.outboxes, self.times,
+            bound_of=lambda edge: self.bound, handled_one=self.books.check,
+        )  # fmt: skip
         return self.task
 
     def run(self) -> dict[str, Any]:
@@ -135,13 +140,15 @@ class ChainActor:
             raise ValueError(f"{self.name}: unknown order {name!r}")
 
     def set(self, values: Mapping[str, Any]) -> None:
-        """Change settings: `bound` (staleness) and `capacity` (of outgoing edges)."""
+        """Change settings: `bound` (staleness), `capacity` (of outgoing edges), `capacities` (of single ones)."""
         if "bound" in values:
             self.bound = values["bound"]
         if "capacity" in values:
             for edge, outbox in self.outboxes.items():
                 if edge not in self._room:
                     outbox.resize(values["capacity"])
+        for edge, capacity in values.get("capacities", {}).items():
+            self.outboxes[edge].resize(capacity)
 
     def on_trained(self, message: Message, edge: str) -> None:
         """Count a message that training starts on; under first in, first out nothing older will follow."""
@@ -167,6 +174,7 @@ class ChainActor:
             "name": self.name,
             "version": self.version,
             "pid": os.getpid(),
+            "incarnation": self.incarnation,
             "node": socket.gethostname(),
             "device": self.machine.device,
             "clock": {"now_s": self.times.now(), "wall_s": time.time()},
@@ -176,7 +184,14 @@ class ChainActor:
             "done": bool(task and task.is_done),
             "applied": list(self.applied),
             "sends": {
-                edge: {"sent": o.num_sent, "unreceived": o.num_waiting, "bytes": o.num_bytes}
+                edge: {
+                    "sent": o.num_sent,
+                    "unreceived": o.num_waiting,
+                    "bytes": o.num_bytes,
+                    "capacity": o.capacity,
+                    "most_waiting": o.most_waiting(),
+                    "waited_s": task.waits.seconds(edge) if task else 0.0,
+                }
                 for edge, o in self.outboxes.items()
             },
             "receives": {
@@ -187,6 +202,8 @@ class ChainActor:
                     "duplicates": inbox.num_duplicates,
                     "sessions": inbox.num_sessions,
                     "staleness": dict(self.staleness[edge]),
+                    "waited_s": task.waits.seconds(edge) if task else 0.0,
+                    "imbalance": self.books.wrong.get(edge),
                 }
                 for edge, inbox in self.inboxes.items()
             },

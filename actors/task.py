@@ -13,6 +13,7 @@ from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Pol
 from actors.times import Times
 from actors.transport.inbox import Inbox, first_message
 from actors.transport.outbox import STOPPED, Outbox
+from actors.waits import Waits
 
 SLICE_S = 1.0
 _NOT_YET = object()
@@ -20,7 +21,15 @@ _NOT_YET = object()
 
 class Task:
     """A program with its edges. A Ray actor's thread runs one to its end; in process, a scheduler
-    advances many by turns."""
+    advances many by turns.
+
+    Args:
+        program: what to run.
+        inboxes, outboxes: its edges by name.
+        times: told what the thread is busy with.
+        bound_of: returns the staleness bound of an edge.
+        handled_one: told the edge of every message that the program has done with.
+    """
 
     def __init__(
         self,
@@ -30,10 +39,12 @@ class Task:
         times: Times,
         *,
         bound_of: Callable[[str], int | None] = lambda edge: None,
+        handled_one: Callable[[str], None] = lambda edge: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inboxes, self.outboxes, self.times = inboxes, outboxes, times
-        self.bound_of = bound_of
+        self.bound_of, self.handled_one = bound_of, handled_one
+        self.waits = Waits(clock)
         self.is_done = False
         self._program = program
         self._clock = clock
@@ -85,8 +96,10 @@ class Task:
                 return None if message is None else message[1]
             case Send(edge, message, longest_s):
                 outbox = self.outboxes[edge]
-                share = "transfer" if outbox.num_waiting < outbox.capacity else "wait_output"
-                return self._tried(share, longest_s, wait_s, lambda s: outbox.put(message, s))
+                if outbox.num_waiting < outbox.capacity:
+                    return self._tried("transfer", longest_s, wait_s, lambda s: outbox.put(message, s))
+                with self.waits.on(edge):
+                    return self._tried("wait_output", longest_s, wait_s, lambda s: outbox.put(message, s))
             case Pace(edge, version, longest_s):
                 return self._tried("wait_output", longest_s, wait_s, lambda s: self._may_finish(edge, version, s))
             case AwaitStop(edge):
@@ -122,7 +135,7 @@ class Task:
         with self.times.within("transfer"):
             found = first_message(inboxes, 0.0)
         if found is None and wait_s > 0.0:
-            with self.times.within(share):
+            with self.times.within(share), self.waits.on(*edges):
                 found = first_message(inboxes, wait_s)
         self._given = found[0] if found is not None else None
         return found
@@ -158,3 +171,4 @@ class Task:
             self.is_done = True
         if given is not None:
             self.handled[given] += 1
+            self.handled_one(given)

@@ -78,6 +78,7 @@ class Outbox:
         self.durable = -1
         self.oldest_trainable = 0
         self.num_bytes = 0
+        self._most_waiting = 0
         self._kept: deque[tuple[int, Packet]] = deque()
         self._next_sequence = 0
         self._cursor = 0
@@ -95,6 +96,12 @@ class Outbox:
         """Messages that the consumer's program has not received yet."""
         return self._next_sequence - 1 - self.received
 
+    def most_waiting(self) -> int:
+        """Return the most messages that waited at a time since this was last asked."""
+        with self._changed:
+            most, self._most_waiting = self._most_waiting, self.num_waiting
+        return most
+
     def put(self, message: Message, wait_s: float = 0.0) -> bool:
         """Add a message under the next sequence number; False if there was no room within `wait_s`."""
         with self._changed:
@@ -108,6 +115,7 @@ class Outbox:
         with self._changed:
             self._kept.append((sequence, packet))
             self._next_sequence += 1
+            self._most_waiting = max(self._most_waiting, self.num_waiting)
             self.num_bytes += packet.num_bytes
             self._changed.notify_all()
         return True
