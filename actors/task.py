@@ -9,7 +9,20 @@ from typing import Any
 
 from actors.errors import RunError
 from actors.messages import Message
-from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Rest, Send, Stop
+from actors.operations import (
+    AwaitStop,
+    Close,
+    HasEnded,
+    HasStopped,
+    Operation,
+    Pace,
+    Poll,
+    Receive,
+    ReceiveAny,
+    Rest,
+    Send,
+    Stop,
+)
 from actors.times import Times
 from actors.transport.inbox import Inbox, first_message
 from actors.transport.outbox import STOPPED, Outbox
@@ -91,7 +104,7 @@ class Task:
             case ReceiveAny(edges, share):
                 return self._received(edges, share, wait_s) or _NOT_YET
             case Poll(edge, longest_s, share):
-                message = self._received((edge,), share, min(wait_s, longest_s))
+                message = self._received((edge,), share, min(wait_s, longest_s), may_end=True)
                 self.found_nothing = message is None
                 return None if message is None else message[1]
             case Send(edge, message, longest_s):
@@ -107,6 +120,8 @@ class Task:
                 return self._tried("wait_output", None, wait_s, lambda s: outbox.wait_trainable(STOPPED, s))
             case HasStopped(edge):
                 return self.outboxes[edge].has_stopped
+            case HasEnded(edge):
+                return self.inboxes[edge].is_closed
             case Rest(seconds):
                 time.sleep(min(seconds, wait_s))
                 self.found_nothing = True
@@ -129,14 +144,16 @@ class Task:
         self.found_nothing = not done
         return done
 
-    def _received(self, edges: tuple[str, ...], share: str, wait_s: float) -> tuple[str, Message] | None:
+    def _received(
+        self, edges: tuple[str, ...], share: str, wait_s: float, *, may_end: bool = False
+    ) -> tuple[str, Message] | None:
         """Taking what is there is `transfer`; only the time in which nothing is there is waiting."""
         inboxes = [self.inboxes[edge] for edge in edges]
         with self.times.within("transfer"):
-            found = first_message(inboxes, 0.0)
+            found = first_message(inboxes, 0.0, may_end=may_end)
         if found is None and wait_s > 0.0:
             with self.times.within(share), self.waits.on(*edges):
-                found = first_message(inboxes, wait_s)
+                found = first_message(inboxes, wait_s, may_end=may_end)
         self._given = found[0] if found is not None else None
         return found
 

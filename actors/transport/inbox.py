@@ -35,17 +35,18 @@ class Port(Protocol):
         ...
 
 
-def first_message(inboxes: Sequence[Inbox], wait_s: float) -> tuple[str, Message] | None:
+def first_message(inboxes: Sequence[Inbox], wait_s: float, *, may_end: bool = False) -> tuple[str, Message] | None:
     """Return the next message of the first inbox that has one, with its edge; None if none came within `wait_s`.
 
-    An inbox whose edge has ended is passed over if there are others.
+    An inbox whose edge has ended is passed over if there are others, or if it `may_end`.
     """
-    several = [inbox for inbox in inboxes if len(inboxes) == 1 or not inbox.is_closed]
+    may_end = may_end or len(inboxes) > 1
+    several = [inbox for inbox in inboxes if not may_end or not inbox.is_closed]
     until = time.monotonic() + wait_s
     while several:
         for inbox in several:
             left = max(0.0, until - time.monotonic()) if inbox is several[-1] else 0.0
-            message = inbox.get(min(left, LOOK_EVERY_S) if len(several) > 1 else left)
+            message = inbox.get(min(left, LOOK_EVERY_S) if len(several) > 1 else left, may_end=may_end)
             if message is not None:
                 return inbox.edge, message
         if time.monotonic() >= until:
@@ -112,18 +113,18 @@ class Inbox:
     def _all_handed(self) -> bool:
         return self._end is not None and self._handed >= self._end
 
-    def get(self, wait_s: float) -> Message | None:
+    def get(self, wait_s: float, *, may_end: bool = False) -> Message | None:
         """Return the next message in order, or None if it did not come within `wait_s` seconds.
 
         Raises:
-            EdgeError: the edge is closed and nothing is left, or the producer refused.
+            EdgeError: the edge is closed and nothing is left, unless it `may_end`; or the producer refused.
         """
         self._ask()
         if self.received + 1 not in self._arrived:
             self._collect(wait_s)
         else:
             self._collect(0.0)
-        message = self._pop()
+        message = None if may_end and self.is_closed else self._pop()
         self._ask()
         return message
 

@@ -2,6 +2,7 @@
 
 import copy
 import heapq
+import itertools
 import random
 
 import pytest
@@ -145,8 +146,8 @@ def test_jitter_makes_buffers_grow_until_the_chain_is_nearly_as_fast_as_its_step
 def test_sizes_settle():
     history = controlled(Chain([jitter(seed) for seed in range(4)]), 600)
     for sizes in zip(*history, strict=True):
-        turns = [b > a for a, b in zip(sizes, sizes[1:], strict=False) if a != b]
-        assert sum(a != b for a, b in zip(turns, turns[1:], strict=False)) <= 4, sizes
+        turns = [b > a for a, b in itertools.pairwise(sizes) if a != b]
+        assert sum(a != b for a, b in itertools.pairwise(turns)) <= 4, sizes
         assert max(sizes[-100:]) - min(sizes[-100:]) <= max(2, max(sizes) // 4), sizes[-100:]
 
 
