@@ -4,6 +4,7 @@ import pytest
 
 from actors.block import Block
 from actors.errors import UserError
+from orchestrator.cluster.in_process import InProcessCluster
 from tests.runs import assert_balanced, block_weights, run
 
 CHAIN = {"blocks": 3}
@@ -140,6 +141,29 @@ def test_a_block_that_uses_an_activation_again_is_answered_once(tmp_path, monkey
     )  # fmt: skip
     assert answers and len(answers) == len(set(answers))
     assert sum(edge["dropped"].get("expired", 0) for edge in summary.edges) > 0
+    assert_balanced(summary)
+
+
+class Ending(InProcessCluster):
+    """Gives up on a run in which nothing but looking goes on."""
+
+    turns = 0
+
+    def poll(self, wait_s):
+        self.turns += 1
+        assert self.turns < 60 / wait_s, "the run never ends"
+        return super().poll(wait_s)
+
+
+def test_blocks_whose_passes_are_no_longer_answered_end_with_fewer_updates(tmp_path):
+    """The last block is done after its updates, and used most activations more than once: the others got less."""
+    summary = run(
+        tmp_path / "run", cluster=Ending(), rule={"name": "backprop"}, network=CHAIN,
+        schedule={"name": "replay", "feedback": "as_it_arrives"}, evaluation={"every_batches": 1, "batch_size": 4},
+        buffers={"on_full": "drop_oldest", "max_reuse": 50, "capacity": 1},
+    )  # fmt: skip
+    assert summary.status == "completed" and summary.blocks[-1]["updates"] == BATCHES
+    assert all(0 < block["updates"] <= BATCHES for block in summary.blocks), "as many as were answered"
     assert_balanced(summary)
 
 
