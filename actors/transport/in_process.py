@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
+from actors.errors import EdgeError
 from actors.transport.outbox import Outbox, Reply, Take
 
 
@@ -15,8 +17,11 @@ class InProcessPort:
         self._calls: list[Take] = []
 
     def request(self, take: Take) -> None:
-        """Remember the call."""
+        """Remember the call; what it tells takes effect at once if it asks for nothing."""
         self._calls.append(take)
+        if take.limit == 0:
+            with suppress(EdgeError):  # raised again when the call is collected
+                self.outbox.take(take)
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Make every call now; those with nothing to return stay outstanding."""

@@ -91,6 +91,7 @@ class Inbox:
         self.num_duplicates = 0
         self.num_bytes = 0
         self._session: Session = (incarnation, 0)
+        self._acknowledged = -1
         self._outstanding = 0
         self._arrived: dict[int, Packet] = {}
         self._gap_since: float | None = None
@@ -125,6 +126,8 @@ class Inbox:
         else:
             self._collect(0.0)
         message = None if may_end and self.is_closed else self._pop()
+        if message is None:
+            self._acknowledge()
         self._ask()
         return message
 
@@ -155,12 +158,18 @@ class Inbox:
             self.oldest_trainable = oldest_trainable
             self.port.request(self._take(0))
 
+    def _acknowledge(self) -> None:
+        """Tell what was received since the takes that are still out: a buffer that shrank may be full of just that."""
+        if self._acknowledged < self.received:
+            self.port.request(self._take(0))
+
     def _ask(self) -> None:
         while self._outstanding < self.window and not self._all_handed:
             self.port.request(self._take(self.limit))
             self._outstanding += 1
 
     def _take(self, limit: int) -> Take:
+        self._acknowledged = self.received
         durable = self.durable if self.retains else self.received
         return Take(
             self.edge, self._session, self.received, durable, self.oldest_trainable, limit, MAX_WAIT_S if limit else 0.0

@@ -64,6 +64,7 @@ class InProcessCluster:
             RunError: no actor can advance.
         """
         until = time.monotonic() + wait_s
+        was_stuck = False
         while self._running and time.monotonic() < until:
             moved = False
             for name in list(self._running):
@@ -83,10 +84,11 @@ class InProcessCluster:
                 if task.is_done:
                     self._running.remove(name)
                     return [Ended(name, facts=self._hosts[name].actor.finish())]
-            if not moved:
+            if not moved and was_stuck:  # in the first such turn, consumers may still have acknowledged something
                 waits = {name: self._hosts[name].actor.task for name in self._running}
                 edges = ", ".join(f"{name} on {task.waiting_on}" for name, task in waits.items() if task)
                 raise RunError(f"nothing can advance: {edges}")
+            was_stuck = not moved
         return []
 
     def reports(self) -> dict[str, dict[str, Any]]:
