@@ -12,7 +12,7 @@ At the end of a run nothing moves any more, and the whole account of an edge is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger import edge_ledger
@@ -42,7 +42,7 @@ class LedgerWatch:
         """Return what is wrong by the actors' last facts, after which nothing moves."""
         return self._new(facts, lambda edge: _own_books(edge, facts) or _whole(edge, facts))
 
-    def _new(self, reports: Reports, check: Any) -> list[dict[str, Any]]:
+    def _new(self, reports: Reports, check: Callable[[Edge], dict[str, Any] | None]) -> list[dict[str, Any]]:
         found = []
         for edge in self._edges:
             if edge.name in self._told or edge.producer not in reports or edge.consumer not in reports:

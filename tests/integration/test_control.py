@@ -113,7 +113,9 @@ def test_a_capacity_may_be_lowered_to_one_while_everything_is_full(tmp_path):
 def test_buffers_that_size_themselves_are_told_their_capacity_only_with_their_mode(tmp_path):
     slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
     auto = Job(tmp_path / "run", faults=slow, buffers={"mode": "auto", "budget_bytes": 10**6})
-    with pytest.raises(UserError, match=r"buffers\.capacity: got 7 while buffers\.mode is 'auto'.*mode=fixed beside it"):
+    with pytest.raises(
+        UserError, match=r"buffers\.capacity: got 7 while buffers\.mode is 'auto'.*mode=fixed beside it"
+    ):
         control.ask(auto.folder, ["buffers.capacity=7"])
     control.ask(auto.folder, ["staleness.max=3", "buffers.budget_bytes=2000000"])
     with pytest.raises(UserError, match=r"buffers\.budget_bytes: got 2000000 with buffers\.mode 'fixed'"):
