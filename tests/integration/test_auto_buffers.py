@@ -75,10 +75,18 @@ def test_buffers_that_grow_and_shrink_change_no_weight(tmp_path, monkeypatch, me
     assert_balanced(auto)
 
 
+RESTLESS = {"faults": {"pad": 4, "jitter": 1.0}, "evaluation": {"every_epochs": 0}, **LONG}
+
+
+def looking_often(monkeypatch):
+    """A short run has many intervals then."""
+    monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 0.05)
+    monkeypatch.setattr("orchestrator.control.LOOK_EVERY_S", 0.02)
+
+
 def test_a_buffer_that_is_too_small_grows_under_jitter_over_ray(tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 0.2)
-    restless = {"faults": {"pad": 3, "jitter": 1.0}, "evaluation": {"every_epochs": 0}, **LONG}
-    auto = run(tmp_path / "auto", cluster=ray_cluster, buffers={"mode": "auto", "capacity": 1}, **restless)
+    looking_often(monkeypatch)
+    auto = run(tmp_path / "auto", cluster=ray_cluster, buffers={"mode": "auto", "capacity": 1}, **RESTLESS)
     assert block_weights(auto) == block_weights(run(tmp_path / "plain", **LONG))
     grown = {edge: changes[0][1] for edge, changes in applied(tmp_path / "auto").items()}
     assert grown and set(grown.values()) == {2}, "one at first, and half as much again is two"
@@ -87,7 +95,7 @@ def test_a_buffer_that_is_too_small_grows_under_jitter_over_ray(tmp_path, ray_cl
 
 
 def test_no_buffer_grows_beyond_its_budget_over_ray(tmp_path, ray_cluster, monkeypatch):
-    monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 0.2)
+    looking_often(monkeypatch)
     own = {"mode": "auto", "capacity": 6, "budget_bytes": 1}
-    auto = run(tmp_path / "auto", cluster=ray_cluster, buffers=own, faults={"pad": 3, "jitter": 1.0}, **LONG)
+    auto = run(tmp_path / "auto", cluster=ray_cluster, buffers=own, **RESTLESS)
     assert {edge["capacity"] for edge in auto.edges} == {1}, "not even what it began with"
