@@ -127,10 +127,9 @@ class BlockActor(ChainActor):
             self.replay.new_settings = values["replay"]
 
     def account(self, edge: str) -> dict[str, Any]:
-        """Return what the program has done with what it was given on an edge; a replay buffer keeps its own books."""
-        if self.replay is None:
-            return super().account(edge)
-        return self.replay.account(edge, super().account(edge)["trained"])
+        """Return what the program has done with what it was given on an edge; it keeps its own books."""
+        known, program = super().account(edge), self._program
+        return known if program is None else program.account(edge, known["trained"])
 
     def finish(self) -> dict[str, Any]:
         """Return the final facts, with the digests of every tensor."""

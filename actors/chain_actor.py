@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from actors.books import Books
 from actors.edge_ends import EdgeEnds
 from actors.edges import EdgeSettings
 from actors.fail_points import FailPoints
@@ -56,6 +57,7 @@ class ChainActor:
         self.inboxes, self.outboxes = self.edges.inboxes, self.edges.outboxes
         self.restored = restored
         self.staleness: dict[str, Counter[int]] = {}
+        self.books = Books(lambda edge: self.inboxes[edge].num_handed, self.account, lambda: self.version)
         self.task: Task | None = None
         self.is_paused = False
         self.applied: list[dict[str, Any]] = []
@@ -91,9 +93,12 @@ class ChainActor:
 
     def start(self) -> Task:
         """Make the task that runs this actor's program."""
-        self.task = Task(self.program(), self.inboxes, self.outboxes, self.times, bound_of=lambda edge: self.bound)
+        self.task = Task(
+            self.program(), self.inboxes, self.outboxes, self.times,
+            bound_of=lambda edge: self.bound, handled_one=self.books.check,
+        )  # fmt: skip
         if self.restored is not None:  # under first in, first out what had been received had been handled
-            self.task.handled.update({edge: inbox.received + 1 for edge, inbox in self.inboxes.items()})
+            self.task.handled.update({edge: inbox.num_handed for edge, inbox in self.inboxes.items()})
         return self.task
 
     def state(self, position: int) -> dict[str, Any]:
@@ -144,13 +149,15 @@ class ChainActor:
             raise ValueError(f"{self.name}: unknown order {name!r}")
 
     def set(self, values: Mapping[str, Any]) -> None:
-        """Change settings: `bound` (staleness) and `capacity` (of outgoing edges)."""
+        """Change settings: `bound` (staleness), `capacity` (of outgoing edges), `capacities` (of single ones)."""
         if "bound" in values:
             self.bound = values["bound"]
         if "capacity" in values:
             for edge, outbox in self.outboxes.items():
                 if edge not in self.edges.room:
                     outbox.resize(values["capacity"])
+        for edge, capacity in values.get("capacities", {}).items():
+            self.outboxes[edge].resize(capacity)
 
     def on_trained(self, message: Message, edge: str) -> None:
         """Count a message that training starts on; under first in, first out nothing older will follow."""
@@ -176,6 +183,7 @@ class ChainActor:
             "name": self.name,
             "version": self.version,
             "pid": os.getpid(),
+            "incarnation": self.life.incarnation,
             "node": socket.gethostname(),
             "device": self.machine.device,
             "clock": {"now_s": self.times.now(), "wall_s": time.time()},
@@ -187,17 +195,27 @@ class ChainActor:
             "kept_bytes": self.edges.kept_bytes,
             "busy_s": task.busy_s if task else 0.0,
             "sends": {
-                edge: {"sent": o.num_sent, "unreceived": o.num_waiting, "bytes": o.num_bytes}
+                edge: {
+                    "sent": o.num_sent,
+                    "unreceived": o.num_waiting,
+                    "bytes": o.num_bytes,
+                    "capacity": o.capacity,
+                    "most_waiting": o.most_waiting(),
+                    "waited_s": task.waits.seconds(edge) if task else 0.0,
+                }
                 for edge, o in self.outboxes.items()
             },
             "receives": {
                 edge: {
                     "received": inbox.received + 1,
+                    "lost": inbox.num_lost,
                     "arrived": inbox.num_buffered,
                     **self.account(edge),
                     "duplicates": inbox.num_duplicates,
                     "sessions": inbox.num_sessions,
                     "staleness": dict(self.staleness[edge]),
+                    "waited_s": task.waits.seconds(edge) if task else 0.0,
+                    "imbalance": self.books.wrong.get(edge),
                 }
                 for edge, inbox in self.inboxes.items()
             },

@@ -30,7 +30,10 @@ class ReceiveAny:
 
 @dataclass(frozen=True)
 class Poll:
-    """Take the next message of an edge if one comes within `wait_s` seconds; answered with it or None."""
+    """Take the next message of an edge if one comes within `wait_s` seconds; answered with it or None.
+
+    On an edge that has ended, nothing comes.
+    """
 
     edge: str
     wait_s: float = 0.0
@@ -58,6 +61,13 @@ class Pace:
 @dataclass(frozen=True)
 class HasStopped:
     """Answered with whether the consumer of an edge has said that it needs no further training message."""
+
+    edge: str
+
+
+@dataclass(frozen=True)
+class HasEnded:
+    """Answered with whether the last message of an edge has been received, as far as is known."""
 
     edge: str
 
@@ -91,4 +101,4 @@ class Close:
     edge: str
 
 
-Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | AwaitStop | Stop | Rest | Close
+Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | HasEnded | AwaitStop | Stop | Rest | Close

@@ -124,6 +124,17 @@ class BlockProgram:
                     yield Send(edge, Message(Kind.END, self._next, self.block.version))
                 yield Close(edge)
 
+    def account(self, edge: str, handled: int) -> dict[str, Any]:
+        """Return the state of everything that came on an edge.
+
+        Args:
+            edge: an incoming edge.
+            handled: messages of it that the program has come back from.
+        """
+        late = self.edges.late_activation
+        held = len(self._ahead) if late is not None and edge == late.edge else 0
+        return {"trained": handled - held, "held": held, "dropped": {}}
+
     # ------------------------------------------------------------------ what drives a batch
 
     def _driver(self) -> Getting:

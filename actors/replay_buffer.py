@@ -64,7 +64,8 @@ def cannot_progress(settings: ReplaySettings, bound: int | None = None) -> str |
     if ratio <= 0:
         return f"samples_per_insert {ratio:g}, expected more than 0"
     if settings.tolerance is not None and settings.tolerance < max(1.0, ratio):
-        return f"tolerance {settings.tolerance:g}, expected at least {max(1.0, ratio):g}: one use or one arrival more"
+        least = max(1.0, ratio)
+        return f"tolerance {settings.tolerance:g}, expected at least {least:g}, one use or one arrival more; raise it"
     if settings.max_reuse is not None and ratio > settings.max_reuse:
         return f"samples_per_insert {ratio:g} above max_reuse {settings.max_reuse}: uses would never catch up; lower it"
     if settings.on_full == "block" and ratio != settings.max_reuse:

@@ -1,6 +1,7 @@
 """What a block does when it never waits for order: it trains on whatever its replay buffer allows.
 
-    train   fetch what has arrived, handle feedback that has arrived, train on one message, send on, again
+    train   fetch what has arrived, handle feedback that has arrived, train on one message, send on, again;
+            until there have been enough updates, or no more feedback can come: whoever sends it has had enough
     serve   after its last update: forward in evaluation mode until everything above has trained enough
     idle    tell the producer that nothing more is needed; take what still comes until the last orders
 
@@ -23,7 +24,7 @@ from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message, from_plain, num_bytes, to_plain
 from actors.needs import Feedback
-from actors.operations import Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.operations import Close, HasEnded, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
 from actors.times import Times
 
@@ -78,6 +79,8 @@ class ReplayProgram:
         self._waiting: Message | None = None
         self._drivers: dict[int, Message] = {}
         self._has_ended = False
+        self._unanswered: set[str] = set()
+        """Edges on which no more feedback will come."""
 
     def run(self) -> Program:
         """Yield the block's operations, from its first message to its last."""
@@ -90,14 +93,16 @@ class ReplayProgram:
             if self.buffer.can_sample() and not self._has_ended:
                 yield from self._train()
         self.buffer.discard("not needed")
+        for edge in self._down():
+            yield Close(edge)
         yield from self._serve()
         yield Stop(self.edges.driver)
         while not self._has_ended:
             message = yield Receive(self.edges.driver)
             assert isinstance(message, Message)
             yield from self._handle(message)
-        for edge in self._outgoing():
-            yield Close(edge)
+        if self.edges.up is not None:
+            yield Close(self.edges.up)
 
     def account(self, edge: str, handled: int) -> dict[str, Any]:
         """Return the state of everything that came on an edge.
@@ -193,8 +198,7 @@ class ReplayProgram:
             self.buffer.discard("not needed")
         else:
             self._has_ended = True
-            if self.edges.up is not None:
-                yield Send(self.edges.up, Message(Kind.END, message.batch_id, self.block.version))
+            yield from self._pass_on(Message(Kind.END, message.batch_id, self.block.version))
 
     def _promise(self) -> None:
         self.promise(self.buffer.promise(self.producer_version(), self.bound()))
@@ -229,12 +233,14 @@ class ReplayProgram:
             yield from self._feedback()
 
     def _send_up(self, message: Message, up: Tensor) -> Program:
-        if self.edges.up is None:
-            return
         labels = {name: tensor for name, tensor in message.tensors.items() if name != "h"}
         tensors = {"h": up, **labels}
-        activation = Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors)
-        yield from self._patiently(Send(self.edges.up, activation, SLICE_S))
+        yield from self._pass_on(Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors))
+
+    def _pass_on(self, message: Message) -> Program:
+        """Send a message to the next block, if there is one; whatever it is, feedback is handled while it waits."""
+        if self.edges.up is not None:
+            yield from self._patiently(Send(self.edges.up, message, SLICE_S))
 
     def _send_down(self, sent: Sent, answered: Message) -> Program:
         for origin, tensors in sent.down.items():
@@ -263,14 +269,22 @@ class ReplayProgram:
                     break
                 assert isinstance(message, Message)
                 yield from self._apply(late, message)
+            if (yield HasEnded(late.edge)):
+                self._unanswered.add(late.edge)
+        if self.edges.late and len(self._unanswered) == len(self.edges.late):
+            self.num_batches = min(self.num_batches, self.num_complete)
 
     def _apply(self, late: LateInput, message: Message) -> Program:
-        """Handle one answer; one whose pass has been given up counts as expired."""
+        """Handle one answer; one whose pass is gone counts as expired.
+
+        So does a second one from the same origin, which a block sends that has used an activation again.
+        """
         use = self._answered(message)
-        driver = self._drivers.get(use)
-        if driver is None:
+        answered = self.block.open.get(use)
+        if answered is None or late.origin in answered.answered:
             self.expired[late.edge] += 1
             return
+        driver = self._drivers[use]
         with self.times.within("compute", "feedback"):
             sent = self.block.later(late.origin, replace(message, batch_id=use), use)
         yield from self._send_down(sent, driver)
@@ -322,8 +336,7 @@ class ReplayProgram:
         with self.times.within("compute", "forward"):
             h = self.block.forward_frozen(message)
         tensors = {**message.tensors, "h": h}
-        activation = Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors)
-        yield from self._patiently(Send(self.edges.up, activation, SLICE_S))
+        yield from self._pass_on(Message(Kind.ACTIVATION, message.batch_id, self.block.version, tensors=tensors))
         yield from self._patiently(Pace(self.edges.up, self.block.version, SLICE_S))
         self.block.finish_use()
 
@@ -334,11 +347,9 @@ class ReplayProgram:
             tensors, evaluation = self.block.evaluate(message)
         if evaluation is not None:
             self.report(evaluation)
-        if self.edges.up is not None:
-            passed = Message(
-                Kind.EVALUATION, message.batch_id, self.block.version, message.flags, tensors, message.split
-            )
-            yield Send(self.edges.up, passed)
+        yield from self._pass_on(
+            Message(Kind.EVALUATION, message.batch_id, self.block.version, message.flags, tensors, message.split)
+        )
 
     def _orders(self, message: Message) -> Program:
         if message.flags & Flags.LAST:
@@ -348,9 +359,7 @@ class ReplayProgram:
         if message.flags & Flags.SNAPSHOT:
             with self.times.within("snapshot"):
                 self.snapshot(message.batch_id)
-        if self.edges.up is not None:
-            yield Send(self.edges.up, Message(Kind.ORDERS, message.batch_id, self.block.version, message.flags))
+        yield from self._pass_on(Message(Kind.ORDERS, message.batch_id, self.block.version, message.flags))
 
-    def _outgoing(self) -> list[str]:
-        down = {edge for edges in self.edges.down.values() for edge in edges}
-        return [edge for edge in (self.edges.up, *sorted(down)) if edge is not None]
+    def _down(self) -> list[str]:
+        return sorted({edge for edges in self.edges.down.values() for edge in edges})

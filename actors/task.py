@@ -9,10 +9,24 @@ from typing import Any
 
 from actors.errors import RunError
 from actors.messages import Message
-from actors.operations import AwaitStop, Close, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Rest, Send, Stop
+from actors.operations import (
+    AwaitStop,
+    Close,
+    HasEnded,
+    HasStopped,
+    Operation,
+    Pace,
+    Poll,
+    Receive,
+    ReceiveAny,
+    Rest,
+    Send,
+    Stop,
+)
 from actors.times import Times
 from actors.transport.inbox import Inbox, first_message
 from actors.transport.outbox import STOPPED, Outbox
+from actors.waits import Waits
 
 SLICE_S = 1.0
 _NOT_YET = object()
@@ -20,7 +34,15 @@ _NOT_YET = object()
 
 class Task:
     """A program with its edges. A Ray actor's thread runs one to its end; in process, a scheduler
-    advances many by turns."""
+    advances many by turns.
+
+    Args:
+        program: what to run.
+        inboxes, outboxes: its edges by name.
+        times: told what the thread is busy with.
+        bound_of: returns the staleness bound of an edge.
+        handled_one: told the edge of every message that the program has done with.
+    """
 
     def __init__(
         self,
@@ -30,10 +52,12 @@ class Task:
         times: Times,
         *,
         bound_of: Callable[[str], int | None] = lambda edge: None,
+        handled_one: Callable[[str], None] = lambda edge: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inboxes, self.outboxes, self.times = inboxes, outboxes, times
-        self.bound_of = bound_of
+        self.bound_of, self.handled_one = bound_of, handled_one
+        self.waits = Waits(clock)
         self.is_done = False
         self._program = program
         self._clock = clock
@@ -87,13 +111,15 @@ class Task:
             case ReceiveAny(edges, share):
                 return self._received(edges, share, wait_s) or _NOT_YET
             case Poll(edge, longest_s, share):
-                message = self._received((edge,), share, min(wait_s, longest_s))
+                message = self._received((edge,), share, min(wait_s, longest_s), may_end=True)
                 self.found_nothing = message is None
                 return None if message is None else message[1]
             case Send(edge, message, longest_s):
                 outbox = self.outboxes[edge]
-                share = "transfer" if outbox.num_waiting < outbox.capacity else "wait_output"
-                return self._tried(share, longest_s, wait_s, lambda s: outbox.put(message, s))
+                if outbox.num_waiting < outbox.capacity:
+                    return self._tried("transfer", longest_s, wait_s, lambda s: outbox.put(message, s))
+                with self.waits.on(edge):
+                    return self._tried("wait_output", longest_s, wait_s, lambda s: outbox.put(message, s))
             case Pace(edge, version, longest_s):
                 return self._tried("wait_output", longest_s, wait_s, lambda s: self._may_finish(edge, version, s))
             case AwaitStop(edge):
@@ -101,6 +127,8 @@ class Task:
                 return self._tried("wait_output", None, wait_s, lambda s: outbox.wait_trainable(STOPPED, s))
             case HasStopped(edge):
                 return self.outboxes[edge].has_stopped
+            case HasEnded(edge):
+                return self.inboxes[edge].is_closed
             case Rest(seconds):
                 time.sleep(min(seconds, wait_s))
                 self.found_nothing = True
@@ -123,14 +151,16 @@ class Task:
         self.found_nothing = not done
         return done
 
-    def _received(self, edges: tuple[str, ...], share: str, wait_s: float) -> tuple[str, Message] | None:
+    def _received(
+        self, edges: tuple[str, ...], share: str, wait_s: float, *, may_end: bool = False
+    ) -> tuple[str, Message] | None:
         """Taking what is there is `transfer`; only the time in which nothing is there is waiting."""
         inboxes = [self.inboxes[edge] for edge in edges]
         with self.times.within("transfer"):
-            found = first_message(inboxes, 0.0)
+            found = first_message(inboxes, 0.0, may_end=may_end)
         if found is None and wait_s > 0.0:
-            with self.times.within(share):
-                found = first_message(inboxes, wait_s)
+            with self.times.within(share), self.waits.on(*edges):
+                found = first_message(inboxes, wait_s, may_end=may_end)
         self._given = found[0] if found is not None else None
         return found
 
@@ -168,3 +198,4 @@ class Task:
             self._resumed = None
         if given is not None:
             self.handled[given] += 1
+            self.handled_one(given)

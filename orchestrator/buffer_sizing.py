@@ -8,7 +8,8 @@ The rule, once per interval and edge:
 - The buffer is *too large* if it was never more than half full for `CALM` intervals. It shrinks by one.
 - A size that was too small is remembered, and shrinking stops above it, so sizes can't swing to and fro.
   The memory fades by one after `FORGET` quiet intervals, because loads change.
-- Growth stops where all buffers together would hold more than the memory budget.
+- All buffers together hold no more than the memory budget: first growth is given up, then the largest shrink,
+  down to one message each.
 """
 
 from __future__ import annotations
@@ -47,10 +48,16 @@ class Size:
     too_small: int = 0
     calm: int = 0
     quiet: int = 0
+    message_bytes: float = 0.0
+
+    @property
+    def num_bytes(self) -> float:
+        """What the buffer holds when it is full."""
+        return self.capacity * self.message_bytes
 
 
 def resized(sizes: Mapping[str, Size], seen: Mapping[str, Seen], budget_bytes: float) -> dict[str, Size]:
-    """Return every edge's next size; edges that nothing was seen of keep theirs.
+    """Return every edge's next size; edges that nothing was seen of keep theirs, if the budget allows.
 
     Args:
         sizes: by edge.
@@ -58,24 +65,34 @@ def resized(sizes: Mapping[str, Size], seen: Mapping[str, Seen], budget_bytes: f
         budget_bytes: what all buffers together may hold.
     """
     following = {edge: _next(size, seen[edge]) if edge in seen else size for edge, size in sizes.items()}
-    held = sum(following[edge].capacity * seen[edge].message_bytes for edge in seen if edge in sizes)
-    growing = [edge for edge in seen if edge in sizes and following[edge].capacity > sizes[edge].capacity]
+    growing = [edge for edge in sizes if following[edge].capacity > sizes[edge].capacity]
     for edge in sorted(growing, key=lambda edge: seen[edge].wait_input):  # who gains least gives way first
-        while held > budget_bytes and following[edge].capacity > sizes[edge].capacity:
-            following[edge] = replace(following[edge], capacity=following[edge].capacity - 1)
-            held -= seen[edge].message_bytes
+        while _held(following) > budget_bytes and following[edge].capacity > sizes[edge].capacity:
+            following[edge] = _smaller(following[edge])
+    while _held(following) > budget_bytes and (large := [e for e in following if following[e].capacity > 1]):
+        largest = max(large, key=lambda edge: following[edge].num_bytes)
+        following[largest] = _smaller(following[largest])
     return following
 
 
+def _held(sizes: Mapping[str, Size]) -> float:
+    return sum(size.num_bytes for size in sizes.values())
+
+
+def _smaller(size: Size) -> Size:
+    return replace(size, capacity=size.capacity - 1)
+
+
 def _next(size: Size, seen: Seen) -> Size:
+    size = replace(size, message_bytes=seen.message_bytes)
     if min(seen.wait_input, seen.wait_output) > HIGH:
-        too_small = max(size.too_small, size.capacity)
-        return Size(capacity=size.capacity + math.ceil(size.capacity / 2), too_small=too_small)
-    quiet = size.quiet + 1
-    too_small = size.too_small
+        grown = size.capacity + math.ceil(size.capacity / 2)
+        return replace(size, capacity=grown, too_small=max(size.too_small, size.capacity), calm=0, quiet=0)
+    too_small, quiet = size.too_small, size.quiet + 1
     if quiet >= FORGET:
         too_small, quiet = max(0, too_small - 1), 0
     calm = size.calm + 1 if 2 * seen.most_waiting <= size.capacity else 0
+    size = replace(size, too_small=too_small, quiet=quiet, calm=calm)
     if calm >= CALM and size.capacity - 1 > max(1, too_small):
-        return Size(size.capacity - 1, too_small, 0, quiet)
-    return Size(size.capacity, too_small, calm, quiet)
+        return replace(_smaller(size), calm=0)
+    return size

@@ -6,6 +6,7 @@ the change and answers in `<...>.answer.json`. Where a change then applied stand
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 import uuid
@@ -22,8 +23,8 @@ from orchestrator.run_directory import RunDirectory, write_json
 
 ACTIONS = ("pause", "resume", "snapshot", "stop")
 KEYS = (
-    "staleness.max", "buffers.capacity", "buffers.capacity_bytes", "buffers.order", "buffers.max_reuse",
-    "buffers.on_full", "buffers.samples_per_insert", "buffers.tolerance",
+    "staleness.max", "buffers.mode", "buffers.budget_bytes", "buffers.capacity", "buffers.capacity_bytes",
+    "buffers.order", "buffers.max_reuse", "buffers.on_full", "buffers.samples_per_insert", "buffers.tolerance",
 )  # fmt: skip
 """Keys that may change while a run goes on: under first in, first out they change its speed and no weight."""
 
@@ -107,21 +108,29 @@ def check(config: RunConfig, request: Request, catalog: Catalog) -> RunConfig:
     """
     for key in request.values:
         if key not in KEYS:
-            raise UserError(
-                f"control: got {key!r}, expected one of {', '.join(KEYS)}; other keys are fixed for a run, since "
-                f"changing them would change what it computes"
+            close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.75)
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else "other keys are fixed for a run, since changing them would change what it computes"
             )
-    return changed(config, request.values, catalog)
+            raise UserError(f"control: got {key!r}, expected one of {', '.join(KEYS)}; {hint}")
+    after = changed(config, request.values, catalog)
+    if after.buffers.mode == "auto" and "buffers.capacity" in request.values:
+        raise UserError(
+            f"buffers.capacity: got {after.buffers.capacity} while buffers.mode is 'auto', which sizes every buffer "
+            f"itself, expected buffers.mode=fixed beside it; set both, or buffers.budget_bytes"
+        )
+    return after
 
 
 def for_actors(config: RunConfig) -> dict[str, Any]:
     """Return the settings that actors change while they run, from a run's config."""
-    is_replay = config.schedule.name == "replay"
+    is_replay, is_auto = config.schedule.name == "replay", config.buffers.mode == "auto"
     return {
         "bound": config.staleness.max,
-        "capacity": config.buffers.capacity,
         "replay": replay_settings(config.buffers) if is_replay else None,
-    }
+    } | ({} if is_auto else {"capacity": config.buffers.capacity})
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:

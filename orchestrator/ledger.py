@@ -22,7 +22,8 @@ class Ledger:
         buffered: at the consumer, alive.
         in_flight: sent and not at the consumer yet.
         dropped: by reason.
-        lost: handed to the consumer's program, which can't say what became of it.
+        lost: under way when an actor died whose program does not make the same messages again.
+        mislaid: handed to the consumer's program, which can't say what became of it.
     """
 
     sent: int
@@ -31,12 +32,13 @@ class Ledger:
     in_flight: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     lost: int = 0
+    mislaid: int = 0
 
     @property
     def is_balanced(self) -> bool:
-        """Whether every message is in exactly one state and none is lost."""
+        """Whether every message is in exactly one state and none is mislaid."""
         accounted = self.trained + self.buffered + self.in_flight + sum(self.dropped.values()) + self.lost
-        return accounted == self.sent and self.lost == 0 and min(self.in_flight, self.buffered, self.trained) >= 0
+        return accounted == self.sent and self.mislaid == 0 and min(self.in_flight, self.buffered, self.trained) >= 0
 
     def imbalance(self, edge: str) -> str | None:
         """Return what does not add up, as one sentence, None if everything does."""
@@ -44,7 +46,8 @@ class Ledger:
             return None
         return (
             f"edge {edge}: {self.sent} messages were sent, {self.trained} trained, {self.buffered} buffered, "
-            f"{self.in_flight} in flight, {sum(self.dropped.values())} dropped, {self.lost} lost; that does not add up"
+            f"{self.in_flight} in flight, {sum(self.dropped.values())} dropped, {self.lost} lost, "
+            f"{self.mislaid} mislaid; that does not add up"
         )
 
 
@@ -54,7 +57,7 @@ def edge_ledger(sent: Mapping[str, Any], got: Mapping[str, Any]) -> Ledger:
     Args:
         sent: `sent`.
         got: `received` (handed over by the transport), `arrived` (waits there), and of the program `trained`,
-            `held` (alive in its buffer) and `dropped`.
+            `held` (alive in its buffer) and `dropped`; `lost` with an actor that died.
     """
     dropped = {reason: count for reason, count in got["dropped"].items() if count}
     known = got["trained"] + got["held"] + sum(dropped.values())
@@ -64,5 +67,6 @@ def edge_ledger(sent: Mapping[str, Any], got: Mapping[str, Any]) -> Ledger:
         buffered=got["arrived"] + got["held"],
         in_flight=sent["sent"] - got["received"] - got["arrived"],
         dropped=dropped,
-        lost=got["received"] - known,
+        lost=got["lost"],
+        mislaid=got["received"] - got["lost"] - known,
     )

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.event_file import EventFile
 from orchestrator.summary import accuracy, mean_loss
+from orchestrator.wiring import SOURCE
 
 
 class Metrics:
     """Appends one line per observation; opened by the orchestrator, closed at the end of the run."""
 
     def __init__(self, jsonl: Path, tensorboard: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         self._file = jsonl.open("a", buffering=1)
-        self._writer = EventFileWriter(str(tensorboard))
+        self._events = EventFile(tensorboard)
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
+        self._stale: dict[str, Counter[int]] = {}
         self.events: list[dict[str, Any]] = []
 
     def observe(self, position: int, blocks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -36,11 +38,14 @@ class Metrics:
         self._write(entry)
         for name, block in blocks.items():
             if block["loss"] is not None:
-                self._scalar(f"{name}/loss", block["loss"], position)
+                self._events.scalar(f"{name}/loss", block["loss"], position)
             for share, fraction in block["time_fraction"].items():
-                self._scalar(f"{name}/time_fraction/{share}", fraction, position)
+                self._events.scalar(f"{name}/time_fraction/{share}", fraction, position)
         for name, block in blocks.items():
             self._evaluations(name, block["evaluations"])
+            for edge, facts in block["receives"].items():
+                if not edge.startswith(f"{SOURCE}->"):
+                    self._staleness(edge, facts["staleness"], position)
 
     def event(self, **facts: Any) -> None:
         """Record something that happened once."""
@@ -50,7 +55,14 @@ class Metrics:
     def close(self) -> None:
         """Flush and close both files."""
         self._file.close()
-        self._writer.close()
+        self._events.close()
+
+    def _staleness(self, edge: str, counts: Mapping[int, int], position: int) -> None:
+        """Write the staleness of what has been trained on since the last report."""
+        counted = Counter(counts)
+        if new := counted - self._stale.get(edge, Counter()):
+            self._events.histogram(f"staleness/{edge}", new, position)
+        self._stale[edge] = counted
 
     def _evaluations(self, name: str, evaluations: list[Mapping[str, Any]]) -> None:
         for evaluation in evaluations[self._seen.get(name, 0) :]:
@@ -66,20 +78,11 @@ class Metrics:
             )  # fmt: skip
             for fact, value in facts.items():
                 if value is not None:
-                    self._scalar(f"{name}/{evaluation['split']}_{fact}", value, evaluation["batch_id"])
+                    self._events.scalar(f"{name}/{evaluation['split']}_{fact}", value, evaluation["batch_id"])
         self._seen[name] = len(evaluations)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
-
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
-        summary = summary_pb2.Summary(  # type: ignore[attr-defined]
-            value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)]  # type: ignore[attr-defined]
-        )
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)  # type: ignore[attr-defined]
-        self._writer.add_event(event)
 
     def _time(self) -> float:
         return round(time.monotonic() - self._since, 3)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from actors.errors import UserError
 from actors.fail_points import FailPoints
 from actors.storage import open_storage
 from orchestrator import control
+from orchestrator.auto_buffers import AutoBuffers
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster, Ended, Joined
@@ -28,7 +29,7 @@ from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.lease import Lease
-from orchestrator.ledger import edge_ledger
+from orchestrator.ledger_watch import LedgerWatch
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
@@ -86,6 +87,7 @@ class Orchestrator:
         self.known: dict[str, Mapping[str, Any]] = {}
         """The newest report of every actor."""
         self.clocks = Clocks()
+        self.auto_buffers, self.ledgers = AutoBuffers(plan.wiring), LedgerWatch(plan.wiring.edges)
         self.stop_asked = False
         self.is_paused = False
         self.has_launched = False
@@ -159,7 +161,7 @@ class Orchestrator:
             return
         values = control.for_actors(self.config)
         self.crew.config = self.config
-        for name in self.names:
+        for name in self.crew.names:
             self.cluster.order(name, "set", values)
         self.metrics.event(event="control", values=dict(request.values))
         control.accept(request, ", ".join(f"{key}={value}" for key, value in request.values.items()))
@@ -221,7 +223,10 @@ class Orchestrator:
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
-        self._log_changes(blocks)
+        if reports.keys() >= set(self.crew.names):  # taken in one look
+            self._log_changes(reports)
+            self._log_imbalances(self.ledgers.look(reports))
+            self._size_buffers(reports)
         self._cover(list(blocks.values()))
         self._write_status("paused" if self.is_paused else "running", self.known)
         self.progress.show(position, tested, blocks)
@@ -259,16 +264,21 @@ class Orchestrator:
         known = found if self.plan.phase_batches is None else [None, *(value for value in found if value is not None)]
         return self.plan.position([block["version"] for block in blocks]), known[-1]
 
-    def _log_changes(self, blocks: Mapping[str, Mapping[str, Any]]) -> None:
+    def _size_buffers(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        for producer, values in self.auto_buffers.orders(self.config.buffers, reports).items():
+            if producer not in self.facts:
+                self.cluster.order(producer, "set", values)
+
+    def _log_changes(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
         """Record where a change of settings has applied."""
-        for name, facts in blocks.items():
+        for name, facts in reports.items():
             for change in facts["applied"][self._logged.get(name, 0) :]:
                 self.metrics.event(event="applied", actor=name, **change)
             self._logged[name] = len(facts["applied"])
 
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
-        self._check_ledgers()
+        self._log_imbalances(self.ledgers.close(self.facts))
         summary = self._summarise(blocks)
         self.directory.write_timeline(timeline(self.facts, self.clocks))
         self.directory.write_summary(summary.as_dict())
@@ -318,13 +328,11 @@ class Orchestrator:
         """The staleness bound of an edge: activations between blocks have one, if any."""
         return self.config.staleness.max if is_forward(edge) else None
 
-    def _check_ledgers(self) -> None:
-        """Report every edge whose messages don't add up."""
-        for edge in self.plan.wiring.edges:
-            sent, got = self.facts[edge.producer]["sends"], self.facts[edge.consumer]["receives"]
-            if wrong := edge_ledger(sent[edge.name], got[edge.name]).imbalance(edge.name):
-                self.metrics.event(event="imbalance", edge=edge.name, reason=wrong)
-                self.progress.say(wrong)
+    def _log_imbalances(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Report edges whose messages don't add up."""
+        for wrong in found:
+            self.metrics.event(event="imbalance", **wrong)
+            self.progress.say(wrong["reason"])
 
     def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
         batch, tested = self._position(reports)

@@ -222,8 +222,9 @@ def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
 def edge_settings(config: RunConfig) -> EdgeSettings:
     """Return the sizes of every edge."""
     buffers = config.buffers
-    window = buffers.window or min(2, buffers.capacity)
-    return EdgeSettings(buffers.capacity, window, limit=buffers.capacity, retains=is_retaining(config))
+    capacity = max(4, buffers.capacity) if buffers.mode == "auto" else buffers.capacity  # it may soon be larger
+    window = buffers.window or min(2, capacity)
+    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config))
 
 
 def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:

@@ -47,3 +47,11 @@ def run(folder: Path, *, cluster: Any = None, **sections: Any) -> Summary:
 def block_weights(summary: Summary) -> list[tuple[str, str]]:
     """Return the digests of every block's body and auxiliary parts."""
     return [(block["weights_sha256"], block["auxiliary_sha256"]) for block in summary.blocks]
+
+
+def assert_balanced(summary: Summary) -> None:
+    """Check that every message of every edge is in exactly one state, and that nothing else was ever reported."""
+    assert not [event for event in summary.events if event["event"] == "imbalance"]
+    for edge in summary.edges:
+        parts = edge["trained"] + edge["buffered"] + edge["in_flight"] + sum(edge["dropped"].values()) + edge["lost"]
+        assert parts == edge["sent"] and edge["lost"] == 0, edge

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
+from actors.errors import EdgeError
 from actors.transport.outbox import Outbox, Reply, Take
 
 
@@ -17,11 +19,11 @@ class InProcessPort:
         self._calls: list[Take] = []
 
     def request(self, take: Take) -> None:
-        """Remember the call; one that only tells something is made now, since it may be collected late."""
+        """Remember the call; what it tells takes effect at once if it asks for nothing."""
+        self._calls.append(take)
         if take.limit == 0 and not self.is_cut:
-            self.outbox.take(take)
-        else:
-            self._calls.append(take)
+            with suppress(EdgeError):  # raised again when the call is collected
+                self.outbox.take(take)
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Make every call now; those with nothing to return stay outstanding."""
@@ -36,7 +38,7 @@ class InProcessPort:
             except Exception as error:
                 ended.append((take, error))
                 continue
-            if reply.packets or reply.end is not None:
+            if reply.packets or reply.end is not None or take.limit == 0:
                 ended.append((take, reply))
             else:
                 still.append(take)

@@ -37,17 +37,18 @@ class Port(Protocol):
         ...
 
 
-def first_message(inboxes: Sequence[Inbox], wait_s: float) -> tuple[str, Message] | None:
+def first_message(inboxes: Sequence[Inbox], wait_s: float, *, may_end: bool = False) -> tuple[str, Message] | None:
     """Return the next message of the first inbox that has one, with its edge; None if none came within `wait_s`.
 
-    An inbox whose edge has ended is passed over if there are others.
+    An inbox whose edge has ended is passed over if there are others, or if it `may_end`.
     """
-    several = [inbox for inbox in inboxes if len(inboxes) == 1 or not inbox.is_closed]
+    may_end = may_end or len(inboxes) > 1
+    several = [inbox for inbox in inboxes if not may_end or not inbox.is_closed]
     until = time.monotonic() + wait_s
     while several:
         for inbox in several:
             left = max(0.0, until - time.monotonic()) if inbox is several[-1] else 0.0
-            message = inbox.get(min(left, LOOK_EVERY_S) if len(several) > 1 else left)
+            message = inbox.get(min(left, LOOK_EVERY_S) if len(several) > 1 else left, may_end=may_end)
             if message is not None:
                 return inbox.edge, message
         if time.monotonic() >= until:
@@ -96,8 +97,8 @@ class Inbox:
         self._next_port: Port | None = None
         self._line_changed = threading.Condition()
         self._session: Session = (incarnation, 0)
-        self._outstanding = 0
         self._acknowledged = -1
+        self._outstanding = 0
         self._arrived: dict[int, Packet] = {}
         self._gap_since: float | None = None
         self._handed = 0
@@ -111,6 +112,11 @@ class Inbox:
         return len(self._arrived)
 
     @property
+    def num_handed(self) -> int:
+        """Messages that the program has been handed, in all lives."""
+        return self.received + 1 - self.num_lost
+
+    @property
     def is_closed(self) -> bool:
         """Whether the producer's last message has been handed over."""
         return self._end is not None and self.received == self._end - 1
@@ -119,19 +125,21 @@ class Inbox:
     def _all_handed(self) -> bool:
         return self._end is not None and self._handed >= self._end
 
-    def get(self, wait_s: float) -> Message | None:
+    def get(self, wait_s: float, *, may_end: bool = False) -> Message | None:
         """Return the next message in order, or None if it did not come within `wait_s` seconds.
 
         Raises:
-            EdgeError: the edge is closed and nothing is left, or the producer refused.
+            EdgeError: the edge is closed and nothing is left, unless it `may_end`; or the producer refused.
         """
         self._ask()
         if self.received + 1 not in self._arrived:
-            self._acknowledge_late()
+            self._acknowledge(self.limit)
             self._collect(wait_s)
         else:
             self._collect(0.0)
-        message = self._pop()
+        message = None if may_end and self.is_closed else self._pop()
+        if message is None:
+            self._acknowledge(1)
         self._ask()
         return message
 
@@ -196,12 +204,13 @@ class Inbox:
             self.port.request(self._take(self.limit))
             self._outstanding += 1
 
-    def _acknowledge_late(self) -> None:
-        """Before a wait: a backlog larger than the outbox may come in replies whose successors acknowledge too little.
+    def _acknowledge(self, at_least: int) -> None:
+        """Tell what was received since the takes that are still out, if that is as much as this.
 
-        In the usual course a take acknowledges all but what its outbox has room beside.
+        In the usual course they acknowledge all but what the outbox has room beside. A buffer that shrank, or a
+        backlog that was kept for a restart, may hold nothing else.
         """
-        if self.port is not None and self.received - self._acknowledged >= self.limit:
+        if self.port is not None and self.received - self._acknowledged >= at_least:
             self.port.request(self._take(0))
 
     def _take(self, limit: int) -> Take:

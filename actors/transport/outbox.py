@@ -96,6 +96,7 @@ class Outbox:
         self.durable = -1
         self.oldest_trainable = 0
         self.num_bytes = 0
+        self._most_waiting = 0
         self._kept: deque[tuple[int, Packet]] = deque()
         self._recent: deque[int] = deque(maxlen=keep)
         self._next_sequence = 0
@@ -107,8 +108,8 @@ class Outbox:
 
     @property
     def num_sent(self) -> int:
-        """Sequence numbers given out so far."""
-        return self._next_sequence
+        """Sequence numbers given out so far, by earlier lives too as far as the consumer knows them."""
+        return max(self._next_sequence, self._cursor)
 
     @property
     def num_waiting(self) -> int:
@@ -120,6 +121,12 @@ class Outbox:
         """Payload bytes that are stored here, received or not."""
         with self._changed:
             return sum(packet.num_bytes for _, packet in self._kept)
+
+    def most_waiting(self) -> int:
+        """Return the most messages that waited at a time since this was last asked."""
+        with self._changed:
+            most, self._most_waiting = self._most_waiting, self.num_waiting
+        return most
 
     def put(self, message: Message, wait_s: float = 0.0) -> bool:
         """Add a message under the next sequence number; False if there was no room within `wait_s`."""
@@ -137,6 +144,7 @@ class Outbox:
                 packet = self._packed(message, sequence)
             self._store(sequence, message.kind, packet)
             self._next_sequence += 1
+            self._most_waiting = max(self._most_waiting, self.num_waiting)
             self.num_bytes += packet.num_bytes
             self._free()
             self._changed.notify_all()

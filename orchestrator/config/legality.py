@@ -62,6 +62,7 @@ def _check_buffers(config: RunConfig, declared: Declared) -> None:
                 f"buffers.{key}: got {getattr(buffers, key)!r} with schedule {config.schedule.name!r}, which has no "
                 f"replay buffer; leave it out or set schedule.name=replay"
             )
+    _check_auto(config)
     if config.schedule.feedback == "as_it_arrives":
         if config.schedule.name not in ("pipeline", "replay") or declared.feedback == "none":
             raise UserError(
@@ -80,6 +81,20 @@ def _check_buffers(config: RunConfig, declared: Declared) -> None:
             )
     if is_replay and (reason := cannot_progress(replay_settings(buffers), config.staleness.max)):
         raise UserError(f"buffers: {reason}")
+
+
+def _check_auto(config: RunConfig) -> None:
+    buffers = config.buffers
+    if buffers.mode == "auto" and config.schedule.name == "replay":
+        raise UserError(
+            "buffers.mode: got 'auto' with schedule 'replay', expected 'fixed': a replay buffer's capacity decides "
+            "what is trained on, and waits can't tell what is best there; set buffers.mode=fixed"
+        )
+    if buffers.mode == "fixed" and buffers.budget_bytes is not None:
+        raise UserError(
+            f"buffers.budget_bytes: got {buffers.budget_bytes} with buffers.mode 'fixed', which keeps "
+            f"buffers.capacity, expected none; set buffers.mode=auto or buffers.budget_bytes=null"
+        )
 
 
 def replay_settings(buffers: BuffersSection) -> ReplaySettings:

@@ -27,7 +27,6 @@ from orchestrator.config.sections import (
 
 _NOT_YET: Mapping[str, object] = {
     "wire": None,
-    "buffers.mode": "fixed",
     "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""

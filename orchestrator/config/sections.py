@@ -120,8 +120,11 @@ class BuffersSection(Section):
     """How much may wait on an edge."""
 
     mode: Literal["fixed", "auto"] = "fixed"
+    """auto: the orchestrator sizes every buffer from measured waits, beginning with the capacity."""
     capacity: int = Field(default=4, ge=1)
     """Messages that may wait on an edge."""
+    budget_bytes: int | None = Field(default=None, ge=1)
+    """With mode auto: bytes that all buffers together may hold; default 256 MiB."""
     window: int | None = Field(default=None, ge=1)
     """Calls a consumer keeps outstanding; default the smaller of 2 and the capacity."""
     capacity_bytes: int | None = Field(default=None, ge=1)

@@ -39,6 +39,9 @@ class Outboxes:
     def take(self, take):
         return self.outboxes[take.edge].take(take)
 
+    def resize(self, edge, capacity):
+        self.outboxes[edge].resize(capacity)
+
     def finish(self, edge):
         self.outboxes[edge].close()
 
@@ -125,6 +128,9 @@ class Producer:
     def put_numbers(self, *numbers):
         for number in numbers:
             assert self.put(numbered(number))
+
+    def resize(self, capacity):
+        self._carrier.call("resize", self.edge, capacity)
 
     def set_version(self, version):
         self._carrier.call("set_version", version)

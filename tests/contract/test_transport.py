@@ -212,6 +212,43 @@ def test_any_interleaving_keeps_order_and_capacity_and_never_deadlocks(capacity,
     assert producer.put(numbered(sent)), "everything was received, so there is room"
 
 
+def test_a_buffer_that_shrinks_below_what_is_not_acknowledged_has_room_again(carrier):
+    """Takes that are still out say less than has been received, and no further one may be made."""
+    producer = carrier.producer(capacity=4)
+    inbox = producer.inbox(window=2, limit=4)
+    producer.put_numbers(0, 1, 2, 3)
+    assert_are(receive(inbox, 4), 0, 1, 2, 3)
+    producer.resize(2)
+    assert producer.facts.num_waiting >= 2 and not producer.put(numbered(4))
+    assert inbox.get(0.0) is None
+    until(lambda: producer.put(numbered(4)))
+    assert_are(receive(inbox), 4)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    window=st.integers(1, 3),
+    limit=st.integers(1, 4),
+    steps=st.lists(st.sampled_from(["put", "put", "get", 1, 2, 4, 6]), max_size=60),
+)
+def test_a_buffer_may_be_resized_at_any_time(window, limit, steps):
+    producer = InProcessCarrier().producer(4)
+    inbox = producer.inbox(window=window, limit=limit)
+    sent, messages = 0, []
+    for step in steps:
+        if step == "put":
+            sent += producer.put(numbered(sent))
+        elif step == "get":
+            message = inbox.get(0.0)
+            messages += [] if message is None else [message]
+        else:
+            producer.resize(step)
+    while (message := inbox.get(0.0)) is not None:
+        messages.append(message)
+    assert_are(messages, *range(sent))
+    assert producer.put(numbered(sent)), "everything was received, so there is room"
+
+
 def test_received_messages_are_freed_where_nothing_retains_them(carrier):
     producer = carrier.producer()
     producer.put_numbers(*range(4))

@@ -1,7 +1,6 @@
 """`unlocked control`: a running job changes, and nothing else does."""
 
 import json
-import re
 import threading
 import time
 
@@ -11,6 +10,7 @@ from actors.errors import UserError
 from actors.storage import open_storage
 from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
 from tests.runs import block_weights, run
 
@@ -73,8 +73,9 @@ def test_a_bound_and_a_capacity_change_while_it_runs_and_no_weight_does(tmp_path
     summary = job.end()
     assert block_weights(summary) == block_weights(run(tmp_path / "plain", **LONG))
     applied = events(job.folder, "applied")
-    assert {event["actor"] for event in applied} == {"block0", "block1", "block2"}
+    assert {event["actor"] for event in applied} == {"source", "block0", "block1", "block2"}
     assert all(event["values"]["bound"] == 1 and event["position"] > 0 for event in applied)
+    assert {edge["capacity"] for edge in summary.edges} == {9}
     assert [event["values"] for event in events(job.folder, "control")] == [{"staleness.max": 1, "buffers.capacity": 9}]
 
 
@@ -102,28 +103,98 @@ def test_stop_ends_the_run_with_its_last_snapshot(job):
     assert [checkpoint.is_last for checkpoint in found] == [False, True]  # to go on from, and to evaluate
 
 
+def test_a_capacity_may_be_lowered_to_one_while_everything_is_full(tmp_path):
+    """What waits in the large buffers and was not acknowledged must not keep the small ones full for ever."""
+    full = {"buffers": {"capacity": 8}, "faults": {"slow": [{"block": 2, "factor": 8}]}}
+    shrinking = Job(tmp_path / "run", **full)
+    control.ask(shrinking.folder, ["buffers.capacity=1"])
+    summary = shrinking.end()
+    assert block_weights(summary) == block_weights(run(tmp_path / "plain", **LONG))
+    assert {edge["capacity"] for edge in summary.edges} == {1}
+
+
+def test_buffers_that_size_themselves_are_told_their_capacity_only_with_their_mode(tmp_path):
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    auto = Job(tmp_path / "run", faults=slow, buffers={"mode": "auto", "budget_bytes": 10**6})
+    with pytest.raises(
+        UserError, match=r"buffers\.capacity: got 7 while buffers\.mode is 'auto'.*mode=fixed beside it"
+    ):
+        control.ask(auto.folder, ["buffers.capacity=7"])
+    control.ask(auto.folder, ["staleness.max=3", "buffers.budget_bytes=2000000"])
+    with pytest.raises(UserError, match=r"buffers\.budget_bytes: got 2000000 with buffers\.mode 'fixed'"):
+        control.ask(auto.folder, ["buffers.mode=fixed"])
+    control.ask(auto.folder, ["buffers.mode=fixed", "buffers.budget_bytes=null", "buffers.capacity=7"])
+    summary = auto.end()
+    assert {edge["capacity"] for edge in summary.edges} == {7}
+    values = [event["values"] for event in events(auto.folder, "applied") if event["actor"] == "block0"]
+    told = [each for each in values if "capacities" not in each]
+    assert [(each["bound"], each.get("capacity")) for each in told] == [(3, None), (3, 7)]
+    assert block_weights(summary) == block_weights(run(tmp_path / "plain", **LONG))
+
+
 REFUSED = {
     "staleness.max=-1": "staleness.max: got -1, expected at least 0",
+    "staleness.max=two": "staleness.max: got 'two', expected an integer",
+    "buffers.capacity=0": "buffers.capacity: got 0, expected at least 1",
+    "buffers.capacity=1": "buffers.window: got 2, expected at most buffers.capacity = 1",
+    "buffers.mode=automatic": "buffers.mode: got 'automatic', expected 'fixed' or 'auto'",
+    "buffers.budget_bytes=1000": "buffers.budget_bytes: got 1000 with buffers.mode 'fixed'",
+    "buffers.samples_per_insert=2": "buffers.samples_per_insert: got 2.0 with schedule 'pipeline'",
     "schedule.delay_per_hop=2": "other keys are fixed for a run",
+    "buffers.window=1": "other keys are fixed for a run",
+    "stalenes.max=2": "control: got 'stalenes.max', expected one of staleness.max,",
+    "buffers.capacty=2": "did you mean 'buffers.capacity'?",
     "buffers.order=lifo": "has no replay buffer",
     "nonsense": "expected key=value or one of pause, resume, snapshot, stop",
 }
 
 
-def test_requests_that_are_refused_leave_the_run_untouched(tmp_path, job):
+def refused(capsys, *words):
+    """Return the one sentence that the command ends with."""
+    with pytest.raises(SystemExit) as caught:
+        main(["control", *map(str, words)])
+    written = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in written
+    (line,) = written.strip().splitlines()
+    return line
+
+
+def test_requests_that_are_refused_leave_the_run_untouched(tmp_path, capsys):
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    job = Job(tmp_path / "run", faults=slow, buffers={"window": 2})
     for word, fragment in REFUSED.items():
-        with pytest.raises(UserError, match=re.escape(fragment)):
-            control.ask(job.folder, [word])
+        assert fragment in refused(capsys, job.folder, word)
+    assert "expected key=value" in refused(capsys, job.folder, "pause", "staleness.max=2")
     assert block_weights(job.end()) == block_weights(run(tmp_path / "plain", **LONG))
     assert not events(job.folder, "control") and not events(job.folder, "applied")
 
 
-def test_a_finished_and_an_unknown_run_are_refused(tmp_path):
+LIMITED = {
+    "buffers.max_reuse=1": "samples_per_insert 2 above max_reuse 1: uses would never catch up",
+    "buffers.on_full=block": "with on_full block and max_reuse 4: a full buffer waits",
+    "buffers.tolerance=1": "tolerance 1, expected at least 2",
+    "staleness.max=3": "samples_per_insert with a staleness bound: it may forbid the use that pacing waits for",
+    "buffers.mode=auto": "got 'auto' with schedule 'replay'",
+}
+
+
+def test_a_running_job_is_not_given_a_limiter_that_cannot_progress(tmp_path, capsys):
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "samples_per_insert": 2.0, "capacity": 5}
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    job = Job(tmp_path / "run", faults=slow, schedule={"name": "replay"}, buffers=own)
+    for word, fragment in LIMITED.items():
+        assert fragment in refused(capsys, job.folder, word)
+    assert job.end().status == "completed"
+    assert not events(job.folder, "control") and not events(job.folder, "applied")
+
+
+@pytest.mark.parametrize("word", ["pause", "staleness.max=2", "nonsense.key=1"])
+def test_a_finished_and_an_unknown_run_are_refused_and_nothing_is_written(tmp_path, capsys, word):
     run(tmp_path / "done")
-    with pytest.raises(UserError, match="is completed, expected a running job"):
-        control.ask(tmp_path / "done", ["pause"])
-    with pytest.raises(UserError, match="no run"):
-        control.ask(tmp_path / "nowhere", ["pause"])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert "is completed, expected a running job; nothing was changed" in refused(capsys, tmp_path / "done", word)
+    assert "no run (it has no config.yaml)" in refused(capsys, tmp_path / "nowhere", word)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_run_that_nobody_drives_is_told_so_and_keeps_no_request(tmp_path):

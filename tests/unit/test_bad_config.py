@@ -116,7 +116,6 @@ WRONG = [
 
 NOT_YET = [
     ("wire=bf16", "wire"),
-    ("buffers.mode=auto", "buffers.mode"),
     ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
     ("placement.rebalance=true", "placement.rebalance"),
@@ -160,6 +159,10 @@ REPLAY = [
     ("buffers.max_reuse=2", ["buffers.max_reuse: got 2", "set schedule.name=replay"]),
     ("buffers.on_full=drop", ["buffers.on_full: got 'drop', expected", "'drop_oldest'"]),
     ("staleness.max=-1", ["staleness.max: got -1, expected"]),
+    ("staleness.max=two", ["staleness.max: got 'two'", "an integer"]),
+    ("buffers.mode=automatic", ["buffers.mode: got 'automatic', expected 'fixed' or 'auto'"]),
+    ("buffers.budget_bytes=9", ["buffers.budget_bytes: got 9 with buffers.mode 'fixed'", "set buffers.mode=auto"]),
+    ("buffers.samples_per_insert=2", ["buffers.samples_per_insert: got 2", "has no replay buffer"]),
     ("staleness.mx=1", ["staleness.mx: unknown key", "did you mean 'max'?"]),
     ("faults.pad=0.5", ["faults.pad: got 0.5, expected"]),
     ("faults.kill=block1", ["faults.kill: got 'block1', expected a list"]),
@@ -184,10 +187,28 @@ def test_settings_of_staleness_buffers_and_faults_are_validated(override, fragme
         (["buffers.on_full=drop_oldest", "buffers.samples_per_insert=3", "buffers.max_reuse=2"], ["never catch up"]),
         (["buffers.samples_per_insert=1", "staleness.max=2"], ["may forbid the use that pacing waits for"]),
         (["buffers.window=9", "buffers.capacity=4"], ["buffers.window: got 9, expected at most buffers.capacity = 4"]),
+        (["buffers.samples_per_insert=0"], ["buffers.samples_per_insert: got 0", "greater than 0"]),
+        (["buffers.samples_per_insert=1", "buffers.max_reuse=2"], ["a full buffer waits for max_reuse uses"]),
+        (
+            ["buffers.on_full=drop_oldest", "buffers.samples_per_insert=4", "buffers.tolerance=2"],
+            ["buffers: tolerance 2, expected at least 4"],
+        ),
+        (["buffers.max_reuse=0"], ["buffers.max_reuse: got 0", "at least 1"]),
     ],
 )
 def test_replay_that_could_stop_for_ever_is_refused_with_the_reason(overrides, fragments):
     contains(refusal("schedule.name=replay", *overrides), fragments)
+
+
+def test_a_replay_buffer_is_not_sized_by_waits():
+    message = refusal("schedule.name=replay", "buffers.mode=auto")
+    contains(message, ["buffers.mode: got 'auto' with schedule 'replay', expected 'fixed'", "set buffers.mode=fixed"])
+
+
+@pytest.mark.parametrize("schedule", ["pipeline", "lockstep", "sequential"])
+def test_buffers_that_change_no_weight_may_be_sized_by_waits(schedule):
+    (config,) = load_runs([BASE], [f"schedule.name={schedule}", "buffers.mode=auto", "buffers.budget_bytes=9"], CATALOG)
+    assert (config.buffers.mode, config.buffers.budget_bytes) == ("auto", 9)
 
 
 def test_feedback_of_the_last_block_under_replay_allows_one_use():

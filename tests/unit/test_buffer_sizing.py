@@ -87,4 +87,19 @@ def test_all_buffers_together_keep_to_the_budget_and_who_gains_least_gives_way()
         sizes = resized(sizes, {"a": mild, "b": starved}, 20_000)
         assert sum(size.capacity for size in sizes.values()) <= 20
     assert sizes["b"].capacity > sizes["a"].capacity
-    assert resized(sizes, {"a": replace(mild, message_bytes=1e6)}, 20_000)["a"].capacity == sizes["a"].capacity
+
+
+def test_what_does_not_fit_into_the_budget_shrinks_largest_first_down_to_one_message_each():
+    quiet = Seen(0.0, 0.0, 4, 1000.0)
+    sizes = {"a": Size(4, message_bytes=1000.0), "b": Size(9)}
+    within = resized(sizes, {"b": quiet}, 10_000)
+    assert {edge: size.capacity for edge, size in within.items()} == {"a": 4, "b": 6}
+    huge = resized(sizes, {"b": replace(quiet, message_bytes=1e6)}, 10_000)
+    assert {edge: size.capacity for edge, size in huge.items()} == {"a": 1, "b": 1}
+
+
+def test_the_budget_counts_buffers_that_nothing_was_seen_of_in_this_interval():
+    starved = Seen(0.4, 0.4, 4, 1000.0)
+    sizes = {"a": Size(16, message_bytes=1000.0), "b": Size(4)}
+    assert resized(sizes, {"b": starved}, 20_000)["b"].capacity == 4
+    assert resized(sizes, {"b": starved}, 22_000)["b"].capacity == 6
