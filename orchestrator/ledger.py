@@ -60,6 +60,7 @@ def edge_ledger(sent: Mapping[str, Any], got: Mapping[str, Any]) -> Ledger:
             `held` (alive in its buffer) and `dropped`; `lost` with an actor that died.
     """
     dropped = {reason: count for reason, count in got["dropped"].items() if count}
+    lost = got.get("lost", 0)
     known = got["trained"] + got["held"] + sum(dropped.values())
     return Ledger(
         sent=sent["sent"],
@@ -67,6 +68,6 @@ def edge_ledger(sent: Mapping[str, Any], got: Mapping[str, Any]) -> Ledger:
         buffered=got["arrived"] + got["held"],
         in_flight=sent["sent"] - got["received"] - got["arrived"],
         dropped=dropped,
-        lost=got["lost"],
-        mislaid=got["received"] - got["lost"] - known,
+        lost=lost,
+        mislaid=got["received"] - lost - known,
     )

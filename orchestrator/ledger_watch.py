@@ -59,12 +59,12 @@ def _own_books(edge: Edge, reports: Reports) -> dict[str, Any] | None:
     if wrong is None:
         return None
     dropped = sum(wrong["dropped"].values())
-    lost = wrong["received"] - wrong["trained"] - wrong["held"] - dropped
+    mislaid = wrong["received"] - wrong["trained"] - wrong["held"] - dropped
     return {
         "position": wrong["position"],
         "reason": (
             f"edge {edge.name}: at version {wrong['position']} {edge.consumer} had been handed {wrong['received']} "
-            f"messages, {wrong['trained']} trained, {wrong['held']} buffered, {dropped} dropped, {lost} lost; "
+            f"messages, {wrong['trained']} trained, {wrong['held']} buffered, {dropped} dropped, {mislaid} mislaid; "
             f"that does not add up"
         ),
     }
@@ -76,6 +76,8 @@ def _between(edge: Edge, before: Reports, now: Reports) -> dict[str, Any] | None
         return None
     sent, got = now[edge.producer]["sends"][edge.name], now[edge.consumer]["receives"][edge.name]
     sent_before, got_before = before[edge.producer]["sends"][edge.name], before[edge.consumer]["receives"][edge.name]
+    if got["sessions"] != got_before["sessions"]:
+        return None  # what had arrived is sent again
     had, known = got_before["received"] + got_before["arrived"], sent_before["sent"] - sent_before["unreceived"]
     if had > sent["sent"]:
         wrong = f"{edge.consumer} had {had} messages when {edge.producer} had not sent more than {sent['sent']}"

@@ -108,8 +108,8 @@ class Inbox:
 
     @property
     def num_buffered(self) -> int:
-        """Messages that arrived and wait for the program."""
-        return len(self._arrived)
+        """Messages that arrived and wait for the program; another life of the producer sends them again."""
+        return 0 if self._next_port is not None else len(self._arrived)
 
     @property
     def num_handed(self) -> int:

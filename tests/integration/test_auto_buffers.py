@@ -15,6 +15,7 @@ METHODS = {
     "driven by raw inputs": (
         {
             "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+            "optimizer": {"lr": 0.002},
             "schedule": {"name": "pipeline", "delay_per_hop": 1, "input_delay": 2},
         },
         {"source->block0", "source->block1:raw", "source->block2:raw"},

@@ -27,6 +27,7 @@ CHAINS = {
     "driven by raw inputs": {
         "schedule": {"name": "pipeline", "delay_per_hop": 1, "input_delay": 2},
         "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "optimizer": {"lr": 0.002},
     },
     "lockstep": {"schedule": {"name": "lockstep"}, "rule": {"name": "backprop"}},
     "sequential": {"schedule": {"name": "sequential"}},
@@ -137,7 +138,7 @@ def test_a_message_that_a_program_mislays_is_reported_at_its_position_while_the_
     (wrong,) = imbalances(summary)
     assert len(mislaid) == 1
     assert (wrong["edge"], wrong["position"]) == ("block0->block1", 5), "found before the next batch was trained on"
-    assert "6 messages, 5 trained, 0 buffered, 0 dropped, 1 lost; that does not add up" in wrong["reason"]
+    assert "6 messages, 5 trained, 0 buffered, 0 dropped, 1 mislaid; that does not add up" in wrong["reason"]
     lines = lines_of(tmp_path / "run")
     told = next(index for index, line in enumerate(lines) if line.get("event") == "imbalance")
     assert [line for line in lines[told:] if line["kind"] == "report" and line["batch"] < 22], "before the run's end"
@@ -158,7 +159,7 @@ def test_a_message_that_a_buffer_mislays_is_reported(tmp_path, monkeypatch):
     summary = run(tmp_path / "run", schedule={"name": "replay"})
     (wrong,) = imbalances(summary)
     assert len(mislaid) == 1
-    assert "1 lost; that does not add up" in wrong["reason"] and wrong["position"] <= 4
+    assert "1 mislaid; that does not add up" in wrong["reason"] and wrong["position"] <= 4
 
 
 def test_more_received_than_sent_is_reported(tmp_path, monkeypatch, often):
@@ -176,7 +177,7 @@ def test_a_message_mislaid_in_another_process_is_reported(tmp_path, ray_cluster)
     summary = run(tmp_path / "run", cluster=ray_cluster, rule=rule, evaluation={"every_epochs": 0})
     (wrong,) = imbalances(summary)
     assert (wrong["edge"], wrong["position"]) == ("block0->block1", LOST_AT + 1), "with the next message"
-    assert "1 lost; that does not add up" in wrong["reason"]
+    assert "1 mislaid; that does not add up" in wrong["reason"]
 
 
 @pytest.mark.parametrize("chain", ["late feedback", "driven by raw inputs", "replay drops the oldest", "as it arrives"])

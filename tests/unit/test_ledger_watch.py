@@ -11,7 +11,15 @@ EDGE = Edge("a->b", "a", "b")
 
 
 def reports(sent=0, unreceived=0, received=0, arrived=0, version=7, lives=(1, 2), **own):
-    got = {"received": received, "arrived": arrived, "trained": received, "held": 0, "dropped": {}, "imbalance": None}
+    got = {
+        "received": received,
+        "sessions": 0,
+        "arrived": arrived,
+        "trained": received,
+        "held": 0,
+        "dropped": {},
+        "imbalance": None,
+    }
     return {
         "a": {"pid": lives[0], "incarnation": 0, "sends": {EDGE.name: {"sent": sent, "unreceived": unreceived}}},
         "b": {"pid": lives[1], "incarnation": 0, "version": version, "receives": {EDGE.name: {**got, **own}}},
@@ -48,7 +56,7 @@ def test_what_a_consumer_finds_in_its_own_books_is_told_with_its_position():
     ((found,),) = looks(reports(9, 0, 9, imbalance=WRONG))
     assert (found["edge"], found["position"]) == ("a->b", 5)
     assert found["reason"] == (
-        "edge a->b: at version 5 b had been handed 9 messages, 6 trained, 1 buffered, 1 dropped, 1 lost; "
+        "edge a->b: at version 5 b had been handed 9 messages, 6 trained, 1 buffered, 1 dropped, 1 mislaid; "
         "that does not add up"
     )
 
@@ -93,6 +101,6 @@ def test_an_actor_that_says_nothing_is_waited_for():
 def test_at_the_end_the_whole_account_is_checked():
     assert LedgerWatch([EDGE]).close(reports(9, 0, 7, 2)) == []
     (found,) = LedgerWatch([EDGE]).close(reports(9, 0, 7, 2, trained=6))
-    assert "9 messages were sent, 6 trained, 2 buffered, 0 in flight, 0 dropped, 1 lost" in found["reason"]
+    assert "9 messages were sent, 6 trained, 2 buffered, 0 in flight, 0 dropped, 0 lost, 1 mislaid" in found["reason"]
     (found,) = LedgerWatch([EDGE]).close(reports(9, 0, 7, 3))
     assert "-1 in flight" in found["reason"]
