@@ -22,6 +22,7 @@ from actors.edges import EdgeSettings
 from actors.fail_points import FailPoints
 from actors.messages import Message
 from actors.program import Program
+from actors.replay_buffer import ReplaySettings
 from actors.spec import BlockSpec, SourceSpec
 from actors.task import Task
 from actors.times import Times
@@ -144,7 +145,8 @@ class ChainActor:
             self.edges.commit(values["position"])
         elif name == "set":
             self.set(values)
-            self.applied.append({"values": dict(values), "position": self.version})
+            plain = {key: vars(value) if isinstance(value, ReplaySettings) else value for key, value in values.items()}
+            self.applied.append({"values": plain, "position": self.version})
         else:
             raise ValueError(f"{self.name}: unknown order {name!r}")
 

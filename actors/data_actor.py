@@ -31,7 +31,7 @@ class DataActor(ChainActor):
         """What a checkpoint says of the source, by position."""
         data = load_data(spec.data)
         num_batches = TrainBatches(data, spec.data, spec.epochs).num_batches
-        epochs = EPOCHS_WITHOUT_END if spec.repeats else spec.epochs
+        epochs = EPOCHS_WITHOUT_END if spec.until_stopped else spec.epochs
         batches = TrainBatches(data, spec.data, epochs)
         splits = {"test": data.test, "validation": data.validation}
         kind = ReplaySource if spec.until_stopped else SourceProgram
@@ -51,6 +51,8 @@ class DataActor(ChainActor):
             snapshots=SnapshotOrders(spec.snapshot_every, spec.most_uncovered, after_evaluation=spec.settings.retains),
             snapshot=self._note_position,
         )
+        if isinstance(self.source, ReplaySource):
+            self.source.repeats = spec.repeats
         if restored is not None:
             orders = Flags.NONE if spec.goes_on else Flags(restored["orders"])
             self.source.restore(restored["batch"], orders)
@@ -72,11 +74,17 @@ class DataActor(ChainActor):
         return self.source.run()
 
     def order(self, name: str, values: Mapping[str, Any]) -> None:
-        """`stop`: the next batch is the last; `snapshot`: the next carries that order; `pause`: none follows."""
+        """Take an order.
+
+        `stop`: the next batch is the last; `snapshot`: the next carries that order; `pause`: none follows;
+        `repeat`: further batches make up for what was lost with an actor.
+        """
         if name == "stop":
             self._stop_asked = True
         elif name == "snapshot":
             self.source.snapshots.is_asked = True
+        elif name == "repeat" and isinstance(self.source, ReplaySource):
+            self.source.repeats = True
         elif name == "commit":
             self.source.snapshots.committed = values["position"]
             super().order(name, values)

@@ -125,13 +125,17 @@ class ReplayBuffer(Generic[Item]):
         """Whether a message that has been fetched can be inserted now; one that can't waits at the consumer."""
         return self.settings.on_full != "block" or not self._is_full(num_bytes)
 
+    def is_old(self, version: int) -> bool:
+        """Whether a message as new as this, or newer, has come before."""
+        return version <= self._newest_version
+
     def insert(self, item: Item, version: int, num_bytes: int) -> None:
         """Add a message that has arrived; a full buffer drops what `on_full` says.
 
         Raises:
             ValueError: its version is not above that of the message before, or it does not fit.
         """
-        if version <= self._newest_version:
+        if self.is_old(version):
             raise ValueError(f"version {version} after {self._newest_version}: versions on an edge rise")
         if not self.fits(num_bytes):
             raise ValueError(f"{num_bytes} bytes into a full buffer that blocks; ask `fits` first")

@@ -191,6 +191,8 @@ class ReplayProgram:
             yield from self._evaluate(message)
         elif message.kind is Kind.ORDERS:
             yield from self._orders(message)
+        elif message.kind is Kind.ACTIVATION and self.buffer.is_old(message.version):
+            self.buffer.dropped["made again"] += 1  # by a producer that goes on from its last snapshot
         elif message.kind is Kind.ACTIVATION and not self._has_enough:
             self.buffer.insert(message, message.version, num_bytes(message.tensors))
         elif message.kind is Kind.ACTIVATION:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from actors.messages import Flags, Kind, Message
-from actors.operations import AwaitStop, Close, HasStopped, Send
+from actors.operations import AwaitStop, Close, HasStopped, Rest, Send
 from actors.program import Program
-from actors.source_program import SourceProgram
+from actors.source_program import PAUSE_S, SourceProgram
 
 
 class ReplaySource(SourceProgram):
@@ -13,6 +13,9 @@ class ReplaySource(SourceProgram):
 
     `batches` may go on after `num_batches`, for blocks that are behind; evaluations go on with them.
     """
+
+    repeats = True
+    """Whether further epochs follow until the blocks have enough; else only once a block has lost some."""
 
     def run(self) -> Program:
         """Yield the source's operations."""
@@ -22,6 +25,8 @@ class ReplaySource(SourceProgram):
         for batch_id, batch in enumerate(self.batches.stream(self.version), self.version):
             self.times.at(batch_id)
             yield from self._pause()
+            while not (self.repeats or batch_id < self.num_batches or self.stop_asked() or (yield HasStopped(edge))):
+                yield Rest(PAUSE_S, edge)
             if self.stop_asked() or (yield HasStopped(edge)):
                 break
             orders = self._orders(batch_id, False)

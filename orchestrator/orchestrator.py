@@ -207,9 +207,9 @@ class Orchestrator:
             self._logged.pop(gone, None)
 
     def _instruct(self, name: str) -> None:
-        """Tell another life of an actor what the one before had been told."""
-        if name != SOURCE:
-            self.cluster.order(name, "set", control.for_actors(self.config))
+        """Tell another life of an actor what the one before had been told; its spec holds what `control` has set."""
+        if is_unordered(self.config):
+            self.cluster.order(SOURCE, "repeat")  # blocks that lost batches need as many more
         if name == SOURCE and self.stop_asked:
             self.cluster.order(SOURCE, "stop")
         self.cluster.order(name, "commit", {"position": self.commits.position})

@@ -183,3 +183,31 @@ def test_a_full_disk_stops_no_training_and_the_next_success_clears_it(tmp_path_f
     assert len(told) == 1 and "batch 7" in told[0] and "No space left" in told[0]
     committed = [event["position"] for event in got.events if event["event"] == "checkpoint"]
     assert 3 in committed and 11 in committed and 7 not in committed
+
+
+# ---------------------------------------------------------------------- taking what comes
+
+UNORDERED = {
+    "replay": {"schedule": {"name": "replay"}},
+    "replay drops": {
+        "schedule": {"name": "replay"},
+        "buffers": {"on_full": "drop_oldest", "max_reuse": 3, "capacity": 4},
+        "staleness": {"max": 4},
+    },
+    "as it arrives": {"rule": {"name": "backprop"}, "schedule": {"feedback": "as_it_arrives"}},
+    "both": {"rule": {"name": "backprop"}, "schedule": {"name": "replay", "feedback": "as_it_arrives"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["local", "global"])
+@pytest.mark.parametrize("actor", ["block0", "block1", "block2", "source"])
+@pytest.mark.parametrize("how", UNORDERED)
+def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(tmp_path, how, actor, mode):
+    sections = {**UNORDERED[how], **KEEPING, "recovery": {"mode": mode}, "optimizer": {"lr": 0.01}}
+    at = "snapshot" if actor == "source" else "step"
+    got = run(tmp_path / "run", **sections, faults={"kill": [kill(actor, 11, at)]})
+    assert got.status == "completed" and lost(got) == [actor]
+    assert all(block["version"] >= 15 for block in got.blocks)
+    assert not [event for event in got.events if event["event"] == "imbalance"]
+    assert sum(edge["lost"] for edge in got.edges) <= 40
+    assert got.test_accuracy is not None
