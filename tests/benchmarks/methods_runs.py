@@ -36,7 +36,7 @@ def one_thread() -> None:
 def perform(job: Job, commit: str, cluster: Cluster | None = None) -> dict[str, Any] | None:
     """Train a run and return its line; None if it was stopped.
 
-    A run that raises, or whose loss is no number at the end, gives a line with the reason and no accuracy.
+    A run that raises, or meets a number that is not finite, gives a line with the reason and no accuracy.
     """
     line = {
         "phase": job.phase, "network": job.network, "method": job.method, "seed": job.seed,
@@ -49,7 +49,8 @@ def perform(job: Job, commit: str, cluster: Cluster | None = None) -> dict[str, 
             summary = train(config, progress=False, cluster=cluster)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].replace(folder, "")
-            return line | {"status": "failed", "reason": reason} | surroundings()
+            status = "diverged" if "is not finite" in reason else "failed"
+            return line | {"status": status, "reason": reason} | surroundings()
     gc.collect()  # a finished run is a ring of objects, and a worker does hundreds
     if summary.status != "completed":
         return None

@@ -240,7 +240,7 @@ def test_orders_of_the_last_position_are_shown(written):
     "sections",
     [
         {"schedule": {"name": "sequential"}},
-        {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}},
+        {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}, "optimizer": {"lr": 0.002}},
         {"network": {"blocks": 1}},
     ],
 )
