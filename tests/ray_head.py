@@ -52,6 +52,13 @@ class RayHead:
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         self.wait(lambda: self.get("/api/version") is not None, "the head", START_DEADLINE_S)
+        self.wait(self._takes_jobs, "the head's agent, without which no job is taken", START_DEADLINE_S)
+
+    def _takes_jobs(self) -> bool:
+        try:
+            return self._ask("POST", "/api/jobs/", None, "own", {"entrypoint": "true"}) is not None
+        except urllib.error.HTTPError:
+            return False
 
     def end(self) -> None:
         process = self._process
@@ -101,12 +108,14 @@ class RayHead:
             time.sleep(POLL_S)
         return found
 
-    def _ask(self, method: str, path: str, port: int | None, token: str | None) -> Any:
+    def _ask(self, method: str, path: str, port: int | None, token: str | None, body: Any = None) -> Any:
         url = f"http://127.0.0.1:{port or self.dashboard_port}{path}"
         bearer = self.token if token == "own" else token
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, headers | {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=10) as got:
+            with urllib.request.urlopen(request, timeout=30) as got:
                 text = got.read().decode()
         except urllib.error.HTTPError:
             raise
