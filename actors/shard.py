@@ -67,9 +67,7 @@ def read_shard(storage: Storage, file: ShardFile) -> Any:
     try:
         size = int.from_bytes(data[:_HEADER_BYTES], "little")
         header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + size])
-        # Cloned: views of the file lie at odd addresses, and sums in matrix products may depend on alignment.
-        tensors = {name: tensor.clone() for name, tensor in load(data).items()}
-        return unflatten(tensors, json.loads(header["__metadata__"]["state"]))
+        return unflatten(load(data), json.loads(header["__metadata__"]["state"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{where}: not a snapshot of a block ({error})") from None
 

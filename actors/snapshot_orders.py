@@ -41,8 +41,9 @@ class SnapshotOrders:
         return due
 
     def must_wait(self, batch_id: int) -> bool:
-        """Whether a batch may not leave before the next checkpoint."""
-        must = self.most_uncovered is not None and batch_id - self.committed > self.most_uncovered
+        """Whether a batch may not leave before the next checkpoint; one that is asked for the order may."""
+        is_full = self.most_uncovered is not None and batch_id - self.committed > self.most_uncovered
+        must = is_full and not self.is_asked
         self.waits += must and not self._is_waiting
         self._is_waiting = must
         return must

@@ -9,6 +9,9 @@ from actors.errors import RunError
 from actors.shard import ShardFile
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
+RETRY_S = 10.0
+"""After a snapshot that could not be written; what it was to cover is still kept."""
+
 
 class Commits:
     """The checkpoints of a running job.
@@ -41,11 +44,16 @@ class Commits:
         return self.newest.position if self.newest is not None else -1
 
     def is_due(self) -> bool:
-        """Whether a snapshot is to be ordered now; says so once per interval."""
-        if self.every_s is None or self._is_asked or self._clock() - self._since < self.every_s:
+        """Whether a snapshot is to be ordered now: once per interval, and soon again after one has failed."""
+        interval = self.every_s if self.error is None else min(RETRY_S, self.every_s or RETRY_S)
+        if interval is None or self._is_asked or self._clock() - self._since < interval:
             return False
         self._is_asked = True
         return True
+
+    def ask_again(self) -> None:
+        """Let `is_due` order another snapshot: the one that was asked for may have died with an actor."""
+        self._is_asked = False
 
     def note(self, source: Mapping[str, Any] | None, blocks: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
         """Take in reports; commit every further position of which all snapshots have been written.

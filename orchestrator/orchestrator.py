@@ -192,6 +192,7 @@ class Orchestrator:
         name = event.name
         if isinstance(event, Joined):
             self.recovery.joined(name)
+            self.commits.ask_again()
             self._instruct(name)
             return
         if event.facts is not None:

@@ -185,6 +185,27 @@ def test_a_full_disk_stops_no_training_and_the_next_success_clears_it(tmp_path_f
     assert 3 in committed and 11 in committed and 7 not in committed
 
 
+def test_a_disk_that_is_full_while_the_cap_is_reached_lets_the_run_go_on_once_there_is_room(
+    tmp_path_factory, tmp_path, monkeypatch
+):
+    """The source waits for a checkpoint and no batch carries the order any more: another one is let through."""
+    write, failing = LocalStorage.write, []
+
+    def full(self, name, data, *points):
+        if len(failing) < 9 and name.endswith(".safetensors"):
+            failing.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, data, *points)
+
+    monkeypatch.setattr(LocalStorage, "write", full)
+    monkeypatch.setattr("orchestrator.commits.RETRY_S", 0.0)
+    caps = {"mode": "local", "retention_bytes": 3 * 4 * 2 * 16 * 8 * 64}
+    got = run(tmp_path / "run", checkpoint={"every_batches": 1000}, recovery=caps)
+    assert len(failing) == 9 and block_weights(got) == block_weights(
+        undisturbed(tmp_path_factory.getbasetemp(), "local")
+    )
+
+
 # ---------------------------------------------------------------------- taking what comes
 
 UNORDERED = {
