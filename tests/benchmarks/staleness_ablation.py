@@ -10,7 +10,6 @@ results/staleness_ablation.jsonl; a run is not repeated as long as its config is
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -24,8 +23,8 @@ if str(ROOT) not in sys.path:
 from orchestrator.summary import Summary  # noqa: E402
 from tests.benchmarks.ablation_plan import FULL, SHORT, arms  # noqa: E402
 from tests.benchmarks.ablation_report import figure, report  # noqa: E402
-from tests.benchmarks.arms import Arm, lines_of, run_missing  # noqa: E402
-from tests.benchmarks.methods_results import FOLDER, Results  # noqa: E402
+from tests.benchmarks.arms import Arm  # noqa: E402
+from tests.benchmarks.experiment import run_experiment  # noqa: E402
 from tests.benchmarks.paces import block_paces, edge_staleness  # noqa: E402
 
 
@@ -40,21 +39,10 @@ def measure(arm: Arm, summary: Summary, directory: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Run what is missing and show everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="handwritten digits, one seed")
-    parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after this time")
-    arguments = parser.parse_args()
-    size = SHORT if arguments.short else FULL
-    results, planned = Results(FOLDER / f"{size.name}.jsonl", forget_failed=not arguments.table), arms(size)
-    if not arguments.table:
-        run_missing(planned, results, measure, minutes=arguments.minutes)
-    lines = lines_of(planned, results)
-    text = report(lines, size)
-    print(text)
-    if lines:
-        (FOLDER / f"{size.name}.md").write_text(text + "\n")
-        print(figure(lines, size, FOLDER / f"{size.name}.svg"))
+    run_experiment(
+        __doc__, "handwritten digits, one seed",
+        full=FULL, short=SHORT, arms=arms, measure=measure, report=report, figure=figure,
+    )  # fmt: skip
     return 0
 
 

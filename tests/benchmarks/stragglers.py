@@ -11,7 +11,6 @@ learning, and a rest after each step until it has lasted as long as on a slower 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -25,8 +24,8 @@ if str(ROOT) not in sys.path:
 
 from orchestrator.api import evaluate  # noqa: E402
 from orchestrator.summary import Summary  # noqa: E402
-from tests.benchmarks.arms import Arm, lines_of, run_missing  # noqa: E402
-from tests.benchmarks.methods_results import FOLDER, Results  # noqa: E402
+from tests.benchmarks.arms import Arm  # noqa: E402
+from tests.benchmarks.experiment import run_experiment  # noqa: E402
 from tests.benchmarks.paces import block_paces, edge_staleness  # noqa: E402
 from tests.benchmarks.stragglers_figure import figure  # noqa: E402
 from tests.benchmarks.stragglers_plan import FULL, SHORT, arms  # noqa: E402
@@ -57,21 +56,10 @@ def learning_curve(metrics: Path, block: str) -> list[tuple[float, int, float]]:
 
 def main() -> int:
     """Run what is missing and show everything; 1 if a claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="factors 1 and 3, one capacity, under 5 minutes")
-    parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after this time")
-    arguments = parser.parse_args()
-    size = SHORT if arguments.short else FULL
-    results, planned = Results(FOLDER / f"{size.name}.jsonl", forget_failed=not arguments.table), arms(size)
-    if not arguments.table:
-        run_missing(planned, results, measure, minutes=arguments.minutes)
-    lines = lines_of(planned, results)
-    text = report(lines, size)
-    print(text)
-    if lines:
-        (FOLDER / f"{size.name}.md").write_text(text + "\n")
-        print(figure(lines, size, FOLDER / f"{size.name}.svg"))
+    lines, size = run_experiment(
+        __doc__, "factors 1 and 3, one capacity, under 5 minutes",
+        full=FULL, short=SHORT, arms=arms, measure=measure, report=report, figure=figure,
+    )  # fmt: skip
     return int(any(verdict.holds is False for verdict in verdicts(lines, size)))
 
 
