@@ -76,6 +76,11 @@ class RayCluster:
         has = ray.cluster_resources().get("CPU", 1.0)
         return min(1.0, math.floor((has - reserved) / num_blocks * 1000) / 1000)
 
+    def store_bytes(self) -> int | None:
+        """Return the size of the smallest node's object store."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return min((int(has["object_store_memory"]) for has in alive if "object_store_memory" in has), default=None)
+
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
         """Reserve one bundle per actor and start a host in each; spares wait outside of the bundles.
 
