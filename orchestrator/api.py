@@ -17,6 +17,7 @@ from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
 from orchestrator.plan import Plan, make_plan
+from orchestrator.recut import recut, recut_refusal
 from orchestrator.run_directory import RunDirectory
 from orchestrator.summary import Summary
 
@@ -44,7 +45,7 @@ def train(
         config = config_from_mapping(config, find_catalog())
     check_machine(config)
     plan = make_plan(config)
-    directory = RunDirectory.create(config, fresh=fresh)
+    directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
     if directory.is_finished:
         if directory.read_summary()["epochs"] >= plan.num_epochs:
             return Summary(**directory.read_summary())
@@ -56,10 +57,22 @@ def train(
     lease = Lease(directory.lease_json)
     lease.acquire()
     try:
+        _recut(config, plan, directory, lease)
         directory.keep(config)
         return _train(config, plan, directory, lease, progress=progress, cluster=cluster)
     finally:
         lease.release()
+
+
+def _recut(config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease) -> None:
+    """Put the checkpoint that the run goes on from together anew, if it was cut into other blocks."""
+    storage = open_storage(directory.checkpoint_address(config.checkpoint.uri))
+    checkpoints = Checkpoints(storage, directory.run_id, cut=plan.blocks)
+    if not any(checkpoint.is_cut_otherwise(plan.blocks) for checkpoint in checkpoints.all()[0]):
+        return  # verifying one reads all of it
+    found, _ = checkpoints.resume_point(is_finished=directory.is_finished)
+    if found is not None and found.is_cut_otherwise(plan.blocks):
+        recut(config, plan, checkpoints, found, lease.epoch)
 
 
 def _train(

@@ -78,7 +78,7 @@ class Orchestrator:
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
-        checkpoints = Checkpoints(storage, directory.run_id, points)
+        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
         self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
         self.commits = Commits(
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from

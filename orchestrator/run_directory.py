@@ -25,6 +25,10 @@ _OWN = (
 )  # fmt: skip
 
 
+_CUT = {"network.blocks", "network.cuts"}
+_FIXED = "the cut of this run is fixed"
+
+
 class RunDirectory:
     """The folder of one run. Make it with `create` or `open`."""
 
@@ -42,8 +46,13 @@ class RunDirectory:
         self.steps = path / "steps"
 
     @classmethod
-    def create(cls, config: RunConfig, *, fresh: bool = False) -> RunDirectory:
+    def create(cls, config: RunConfig, *, fresh: bool = False, recut_refusal: str = _FIXED) -> RunDirectory:
         """Make the run's folder, or return that of a run of the same config.
+
+        Args:
+            config: the run's.
+            fresh: delete an earlier run.
+            recut_refusal: why the earlier run can't go on with other blocks; empty if it can.
 
         Raises:
             UserError: the folder holds something else.
@@ -52,7 +61,7 @@ class RunDirectory:
         try:
             was_run = directory.config_yaml.exists()
             if was_run and not fresh:
-                directory._check_same(config)
+                directory._check_same(config, recut_refusal)
                 return directory
             if was_run:
                 directory._clear()
@@ -151,9 +160,15 @@ class RunDirectory:
         """Write timeline.json by rename, compactly."""
         write_json(self.timeline_json, timeline, indent=None)
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _check_same(self, config: RunConfig, recut_refusal: str) -> None:
         differing = same_run(self._read_config(), resolved(config))
-        if differing:
+        if differing and set(differing) <= _CUT:
+            if recut_refusal:
+                raise UserError(
+                    f"run_dir: {self.path} was cut into other blocks ({', '.join(differing)}), and {recut_refusal}; "
+                    f"leave them as they were, choose another run_dir, or start anew with --fresh"
+                )
+        elif differing:
             raise UserError(
                 f"run_dir: {self.path} holds another run (it differs in {', '.join(differing[:5])}); "
                 f"choose another run_dir, or start anew with --fresh"

@@ -106,12 +106,15 @@ class Running:
         found = [json.loads(line) for line in lines if '"event"' in line and line.endswith("}")]
         return [line for line in found if line.get("event") == kind]
 
-    def watch_recovery(self, actor: str) -> None:
-        """Measure when the loss of an actor is recorded, and when its next life trains."""
-        since, known = self.told.done[actor], len([e for e in self.events("lost") if e["actor"] == actor])
-        mark = self.folder / "steps" / actor
+    def num_lost(self, actor: str) -> int:
+        """Return how often the run has recorded the loss of an actor."""
+        return sum(event["actor"] == actor for event in self.events("lost"))
+
+    def watch_recovery(self, actor: str, known: int = 0) -> None:
+        """Measure when a further loss of an actor than the `known` ones is recorded, and when its next life trains."""
+        since, mark = self.told.done[actor], self.folder / "steps" / actor
         before, is_reset = marked_batch(str(mark)), False
-        if known == 0 and not self.wait_for(lambda: any(e["actor"] == actor for e in self.events("lost"))):
+        if not self.wait_for(lambda: self.num_lost(actor) > known):
             return
         self.told.detected_s.append(round(time.time() - since, 3))
         while actor.startswith("block") and self.status()["state"] in ("starting", "running"):

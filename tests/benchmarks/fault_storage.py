@@ -18,7 +18,7 @@ IN_PROCESS = {"placement": {"backend": "in_process"}, "checkpoint": {"every_batc
 POINTS = ("half written", "before rename", "written")
 DAMAGES = ("truncated", "flipped", "missing", "no manifest")
 DISK_BYTES = 4 * 1024**2
-CAP_BYTES = 256 * 1024
+CAP_BYTES = 512 * 1024
 
 
 def _interrupted(folder: Path, at: str, position: int) -> None:
@@ -100,7 +100,7 @@ def full_disk(number: int) -> Facts:
 
 
 def small_retention(number: int) -> Facts:
-    """Producers may keep 256 KiB; checkpoints would come much later than that is full."""
+    """Producers may keep 512 KiB; checkpoints would come much later than that is full."""
     most = {"kept_bytes": 0}
     rule = ("dgl", "backprop")[number % 2]
 
