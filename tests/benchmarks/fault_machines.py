@@ -191,7 +191,7 @@ def small_store(number: int) -> Facts:
     images = {"name": "generated", "shape": [2, 16, 16], "classes": 4, "size": 1408, "batch_size": 128}
     sections = {
         **KEEPING, "data": images, "network": {"name": "cnn", "channels": [32, 32, 32, 8], "blocks": 4},
-        "training": {"epochs": 8}, "buffers": {"capacity": 8},
+        "training": {"epochs": 4}, "buffers": {"capacity": 8},
     }  # fmt: skip
     cluster = RayCluster(object_store_bytes=STORE_BYTES)
     seen: dict[str, Any] = {"most_used_mb": 0.0}

@@ -10,6 +10,7 @@ updates per second while its outbox has room, and the batches that have gone thr
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["SLEEPING"] = "2 8 8"
 """Layers, milliseconds forwards, backwards; worker processes inherit it."""
 
-import itertools
 
 from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
 from orchestrator.config import RunConfig  # noqa: E402
