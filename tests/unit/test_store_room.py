@@ -57,4 +57,4 @@ def test_where_the_buffer_is_part_of_the_method_it_is_left_alone(tmp_path):
 def test_buffers_that_size_themselves_get_no_more_than_the_store_has(tmp_path):
     config, plan = plan_of(tmp_path, buffers={"mode": "auto"})
     got, warning = fitted(config, plan, 12 * 10**6)
-    assert got.buffers.budget_bytes == int(SHARE * 12 * 10**6) and warning is None
+    assert got.buffers.budget_bytes == int(SHARE * (12 * 10**6)) and warning is None
