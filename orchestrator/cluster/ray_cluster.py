@@ -6,10 +6,8 @@ The driver owns every actor; none is detached and none is restarted by Ray. The 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +28,7 @@ from actors.errors import RunError, UserError
 from actors.host import Host
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
+from orchestrator.cluster.ray_start import first_line, start_ray
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
@@ -69,7 +68,7 @@ class RayCluster:
         self._strategy, self._keep = strategy, keep
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            _init_ray(object_store_bytes)
+            start_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
         self._hosts: dict[str, Any] = {}
         self._spare: list[Any] = []
@@ -307,7 +306,7 @@ class RayCluster:
                 raise UserError(str(error.cause)) from None
             raise RunError(f"{name}: {error.cause!r}\n{error}") from None
         except exceptions.RayActorError as error:
-            raise RunError(f"{name}: the process died while it was set up ({_first_line(error)})") from None
+            raise RunError(f"{name}: the process died while it was set up ({first_line(error)})") from None
 
     def _ended(self, name: str, ref: Any) -> Ended:
         error = _error(ref)
@@ -321,7 +320,7 @@ class RayCluster:
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
         if isinstance(error, exceptions.RayActorError):
             self._dead.append(self._hosts[name])
-        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error), died=True)
+        return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
 
 
 def _remote_host(num_takes: int) -> Any:
@@ -331,52 +330,9 @@ def _remote_host(num_takes: int) -> Any:
     return wrap(RayHost)
 
 
-def _init_ray(object_store_bytes: int | None) -> None:
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {}
-    if address == "local":
-        local = {
-            "include_dashboard": False,
-            "num_cpus": os.cpu_count(),
-            "object_store_memory": object_store_bytes,
-        }
-    since = time.monotonic()
-    try:
-        ray.init(
-            address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()}, **local,
-        )  # fmt: skip
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
-            f"({_first_line(error)}); check the address, or unset it to run on this machine"
-        ) from None
-
-
-_KEEP_MEMORY: Mapping[str, str] = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
-}  # fmt: skip
-"""glibc keeps the memory of a step for the next one; giving it back costs a block 5 to 10 % of its time."""
-
-
-def _worker_environment() -> dict[str, str]:
-    """Workers find the packages as this process does; bfloat16 on some CPUs needs its instruction set named."""
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    environment |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
-    return environment | (
-        {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
-    )
-
-
 def _error(ref: Any) -> exceptions.RayError | None:
     try:
         ray.get(ref, timeout=0)
     except exceptions.RayError as error:
         return error
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,84 @@
+"""Starts Ray: where it listens, what its workers inherit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from actors.errors import UserError
+
+
+def start_ray(object_store_bytes: int | None) -> None:
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names.
+
+    Args:
+        object_store_bytes: size of a local cluster's object store; None lets Ray choose.
+
+    Raises:
+        UserError: no cluster answers at RAY_ADDRESS.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {
+            "include_dashboard": False,
+            "num_cpus": os.cpu_count(),
+            "object_store_memory": object_store_bytes,
+        }
+    environment = _worker_environment()
+    since = time.monotonic()
+    try:
+        # A local cluster inherits the environment; one that runs is asked to set it, which its workers wait for.
+        with _inherited(environment if local else {}):
+            ray.init(
+                address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
+                logging_level=logging.ERROR, runtime_env=None if local else {"env_vars": environment}, **local,
+            )  # fmt: skip
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
+            f"({first_line(error)}); check the address, or unset it to run on this machine"
+        ) from None
+
+
+_KEEP_MEMORY: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+"""glibc keeps the memory of a step for the next one; giving it back costs a block 5 to 10 % of its time."""
+
+
+def _worker_environment() -> dict[str, str]:
+    """Workers find the packages as this process does; bfloat16 on some CPUs needs its instruction set named."""
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
+    return environment | (
+        {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
+    )
+
+
+@contextmanager
+def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that are started in the body of a `with` have these variables."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
