@@ -12,7 +12,7 @@ from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
-from orchestrator.config import RunConfig, config_from_mapping, load_config
+from orchestrator.config import RunConfig, config_from_mapping
 from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
@@ -86,7 +86,7 @@ def resume(run: str | Path, *, progress: bool = True, cluster: Cluster | None = 
         UserError, RunError: as `train`; UserError also if `run` is no run directory.
     """
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
+    config = directory.config(find_catalog())
     here = config.model_copy(update={"run_dir": str(directory.path)})
     return train(here, progress=progress, cluster=cluster)
 
@@ -106,7 +106,7 @@ def verify(run: str | Path) -> Verified:
         UserError: `run` is no run directory.
     """
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
+    config = directory.config(find_catalog())
     checkpoints = Checkpoints(open_storage(directory.checkpoint_address(config.checkpoint.uri)), directory.run_id)
     committed, lines = checkpoints.all()
     for checkpoint in committed:

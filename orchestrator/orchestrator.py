@@ -37,6 +37,7 @@ from orchestrator.recovery import Recovery
 from orchestrator.run_directory import RunDirectory
 from orchestrator.specs import is_unordered, kills_of
 from orchestrator.status import status_of
+from orchestrator.store_room import fitted
 from orchestrator.summary import (
     Summary,
     accuracy,
@@ -120,6 +121,10 @@ class Orchestrator:
         if self.start_from is not None:
             self.metrics.event(event="resumed", position=self.start_from.position)
             self.progress.say(f"going on from the checkpoint at batch {self.start_from.position}")
+        self.config, warning = fitted(self.config, self.plan, self.cluster.store_bytes())
+        self.crew.config = self.config
+        if warning is not None:
+            self._tell_once(warning, "object store")
         self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from actors.errors import UserError
-from orchestrator.config import RunConfig, resolved, same_run
+from orchestrator.config import RunConfig, load_config, resolved, same_run
+from orchestrator.config.catalog import Catalog
 from orchestrator.job_directory import run_dir_here
 
 _OWN = (
@@ -79,6 +80,25 @@ class RunDirectory:
         if not directory.config_yaml.is_file():
             raise UserError(f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run")
         return directory
+
+    def config(self, catalog: Catalog) -> RunConfig:
+        """Return the run's config. What it names as a `factory` is imported, so nobody else may have written it.
+
+        Raises:
+            UserError: it is damaged, or names a factory and belongs to another user.
+        """
+        for section, values in self._read_config().items():
+            if isinstance(values, dict) and values.get("factory") is not None:
+                self._check_own(f"{section}.factory")
+        return load_config([self.config_yaml], [], catalog)
+
+    def _check_own(self, key: str) -> None:
+        for path in (self.path, self.config_yaml):
+            if path.stat().st_uid != os.getuid():
+                raise UserError(
+                    f"{path}: belongs to user {path.stat().st_uid}, and its {key} would be imported, expected a run of "
+                    f"your own; copy it if you trust it"
+                )
 
     def keep(self, config: RunConfig) -> None:
         """Write the run's config, which may differ from the one before in what does not make it another run."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import exceptions
 
-from actors.errors import EdgeError
+from actors.errors import EdgeError, LostReply
 from actors.transport.outbox import Reply, Take
 
 
@@ -60,5 +60,7 @@ def _result(call: Future[Reply]) -> Reply | Exception:
     except exceptions.RayTaskError as error:
         cause = error.cause
         return cause if isinstance(cause, EdgeError) else EdgeError(f"the producer failed: {cause}")
+    except (exceptions.ActorUnavailableError, exceptions.ObjectLostError) as error:  # of a wire, or with a node
+        return LostReply(f"a reply of the producer was lost: {error}".splitlines()[0])
     except exceptions.RayActorError as error:
         return ConnectionError(f"the producer's process is gone: {error}".splitlines()[0])
