@@ -29,7 +29,7 @@ from actors.errors import RunError, UserError
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.ray_host import remote_host
-from orchestrator.cluster.ray_session import init_ray
+from orchestrator.cluster.ray_session import first_line, init_ray
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
@@ -357,7 +357,7 @@ class RayCluster:
                 raise UserError(str(error.cause)) from None
             raise RunError(f"{name}: {error.cause!r}\n{error}") from None
         except exceptions.RayActorError as error:
-            raise RunError(f"{name}: the process died while it was set up ({_first_line(error)})") from None
+            raise RunError(f"{name}: the process died while it was set up ({first_line(error)})") from None
 
     def _ended(self, name: str, ref: Any) -> Ended:
         error = _error(ref)
@@ -371,7 +371,7 @@ class RayCluster:
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
         if isinstance(error, exceptions.RayActorError):
             self._dead.append(self._hosts[name])
-        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error), died=True)
+        return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
 
 
 def _error(ref: Any) -> exceptions.RayError | None:
@@ -380,7 +380,3 @@ def _error(ref: Any) -> exceptions.RayError | None:
     except exceptions.RayError as error:
         return error
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
