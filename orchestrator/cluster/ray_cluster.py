@@ -28,7 +28,7 @@ from actors.errors import RunError, UserError
 from actors.host import Host
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
-from orchestrator.cluster.ray_start import first_line, start_ray
+from orchestrator.cluster.ray_session import first_line, init_ray
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
@@ -68,7 +68,7 @@ class RayCluster:
         self._strategy, self._keep = strategy, keep
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            start_ray(object_store_bytes)
+            init_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
         self._hosts: dict[str, Any] = {}
         self._spare: list[Any] = []

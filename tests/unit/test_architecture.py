@@ -30,7 +30,7 @@ def test_ray_is_imported_at_its_edges_only():
         "actors/transport/ray_pull.py",
         "orchestrator/cluster/job_client.py",
         "orchestrator/cluster/ray_cluster.py",
-        "orchestrator/cluster/ray_start.py",
+        "orchestrator/cluster/ray_session.py",
     }
 
 

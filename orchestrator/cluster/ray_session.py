@@ -1,4 +1,4 @@
-"""Starts Ray: where it listens, what its workers inherit."""
+"""Connects this process to a Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from actors.errors import UserError
 
 
-def start_ray(object_store_bytes: int | None) -> None:
+def init_ray(object_store_bytes: int | None) -> None:
     """Start Ray on this machine, or join the cluster that RAY_ADDRESS names.
 
     Args:
