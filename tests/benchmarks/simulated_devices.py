@@ -29,8 +29,11 @@ from tests.benchmarks.simulated_network import BATCH_SIZE, CLASSES, describe
 WARM_UP = 20
 """Batches before the time per step is taken: the first ones that the timeline shows follow them."""
 
-CASES = ((8, 50.0, 4.0, 0.97), (16, 50.0, 4.0, 0.95), (8, 10.0, 0.5, 0.93), (32, 200.0, 4.0, 0.98))
-"""(blocks, compute in ms, message in MB, efficiency to reach)."""
+LOCKED_STEPS, LOCKED_WARM_UP = 10, 2
+"""Where blocks wait for each other a step lasts as long as the whole chain, and every one is in the timeline."""
+
+CASES = ((8, 50.0, 4.0, 200, 0.97), (16, 50.0, 4.0, 200, 0.95), (8, 10.0, 0.5, 500, 0.93), (32, 200.0, 4.0, 80, 0.98))
+"""(blocks, compute in ms, message in MB, steps, efficiency to reach)."""
 
 Arms = dict[str, tuple[str, float]]
 """(rule, delay_per_hop) by name."""
@@ -62,21 +65,24 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
     }  # fmt: skip
 
 
-def step_s(steps: Starts, num_blocks: int, num_batches: int) -> float:
+def step_s(steps: Starts, num_blocks: int, num_batches: int, warm_up: int = WARM_UP) -> float:
     """Return the time per step of the slowest block, from the first batch after the warm-up to the last one."""
     last = num_batches - 1
     names = [f"block{i}" for i in range(num_blocks)]
-    return max((steps[name, last][0] - steps[name, WARM_UP][0]) / (last - WARM_UP) for name in names)
+    return max((steps[name, last][0] - steps[name, warm_up][0]) / (last - warm_up) for name in names)
 
 
 def measure(arguments: argparse.Namespace, rule: str, delay_per_hop: float, cluster: Any) -> dict[str, Any]:
     """Train one arm over Ray; return its efficiency and where its blocks' time went."""
     from orchestrator.api import train
 
+    is_locked = rule == "backprop" and delay_per_hop == 0
+    if is_locked:
+        arguments = argparse.Namespace(**vars(arguments) | {"steps": LOCKED_STEPS})
     with tempfile.TemporaryDirectory(prefix="simulated-") as folder:
         summary = train(config(arguments, rule, delay_per_hop, folder), progress=False, cluster=cluster)
         steps = forward_steps(json.loads(Path(folder, "run", "timeline.json").read_text()))
-    period = step_s(steps, arguments.blocks, arguments.steps)
+    period = step_s(steps, arguments.blocks, arguments.steps, LOCKED_WARM_UP if is_locked else WARM_UP)
     shares = {
         name: round(median(block["time_fraction"][name] for block in summary.blocks), 4)
         for name in summary.blocks[0]["time_fraction"]
@@ -113,9 +119,9 @@ def one_forward_one_backward(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
-    """Measure the four cases in one cluster and print a line for every arm."""
-    for blocks, compute_ms, message_mb, target in CASES:
-        own = {"blocks": blocks, "compute_ms": compute_ms, "message_mb": message_mb}
+    """Measure the four cases, with steps of their own, in one cluster, and print a line for every arm."""
+    for blocks, compute_ms, message_mb, steps, target in CASES:
+        own = {"blocks": blocks, "compute_ms": compute_ms, "message_mb": message_mb, "steps": steps}
         chosen = argparse.Namespace(**vars(arguments) | own)
         found = case(chosen, ARMS, cluster, folder)
         if arguments.pipelining:
