@@ -27,7 +27,7 @@ from tests.benchmarks.simulated_devices import measure
 from tests.benchmarks.simulated_network import describe
 from tests.benchmarks.trace_cost import STEP_S, step_ns
 
-SHORT = 60
+SHORT = 30
 REPORTS = 200
 EVERY = 50
 """Batches between checkpoints."""
@@ -36,8 +36,8 @@ TARGETS = {"orchestrator": 0.02, "reports": 0.01, "trace": 0.01, "checkpoints": 
 
 
 def compute_ms(size_mb: float) -> float:
-    """Return how long a device rests, so that the machine is not full: a queue would hide nothing, but add waits."""
-    return 20 + 10 * size_mb
+    """Return how long a device rests, so long that the processor is never full."""
+    return 20 + 5 * size_mb
 
 
 def cpu_by_kind() -> dict[str, float]:
@@ -51,7 +51,7 @@ def cpu_by_kind() -> dict[str, float]:
 def per_message(size_mb: float, blocks: int, cluster: Any, folder: Path) -> dict[str, float]:
     """Return CPU milliseconds per message and hop, and shares, for one size of message."""
     describe(folder / "network", blocks, compute_ms(size_mb), size_mb * 2**20)
-    long = SHORT + int(max(60, min(400, 10_000 / compute_ms(size_mb))))
+    long = SHORT + int(max(30, min(400, 10_000 / compute_ms(size_mb))))
     spent, wall = [], []
     for steps in (SHORT, SHORT, long):  # the first one warms up
         chosen = argparse.Namespace(blocks=blocks, compute_ms=compute_ms(size_mb), message_mb=size_mb, steps=steps)
