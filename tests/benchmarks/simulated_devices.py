@@ -120,7 +120,7 @@ def one_forward_one_backward(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
     """Measure the four cases, with steps of their own, in one cluster, and print a line for every arm."""
-    for blocks, compute_ms, message_mb, steps, target in CASES:
+    for blocks, compute_ms, message_mb, steps, target in (CASES[number - 1] for number in arguments.cases):
         own = {"blocks": blocks, "compute_ms": compute_ms, "message_mb": message_mb, "steps": steps}
         chosen = argparse.Namespace(**vars(arguments) | own)
         found = case(chosen, ARMS, cluster, folder)
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rule", default="local")
     parser.add_argument("--delay-per-hop", type=float, default=0)
+    parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4], help="of the table")
     parser.add_argument("--no-pipelining", dest="pipelining", action="store_false", help="without torch's 1F1B")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
