@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from actors.block import Block
 from actors.messages import Flags, Kind, Message
@@ -15,21 +16,37 @@ from tests.benchmarks.peers_arms import decoupled_bound
 from tests.benchmarks.peers_work import Work, config_of
 
 
+class Counted(TorchDispatchMode):
+    """Counts the FLOPs of convolutions and matrix products; torch's own counter does not bear `autograd.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator and count it."""
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def costs(network: str) -> dict[str, Any]:
     """Return the FLOPs of convolutions and matrix products per sample, and the bound that follows from them."""
     work = Work(config_of(network))
     batch = next(work.batches())
     size = len(batch.labels)
     module = work.module()
-    with FlopCounterMode(display=False) as counted:
+    with Counted() as counted:
         functional.cross_entropy(module(batch.inputs), batch.labels).backward()
-    backprop = counted.get_total_flops() / size
+    backprop = counted.flops / size
     blocks, heads, tensors = [], [], {"h": batch.inputs, "labels": batch.labels}
     for index, shape in enumerate(work.plan.shapes):
         block = Block(block_spec(work.config, work.plan, index, "costs"), shape)
-        with FlopCounterMode(display=False) as counted:
+        with Counted() as counted:
             sent = block.now(Message(Kind.ACTIVATION, 0, flags=Flags.NONE, tensors=tensors))
-        blocks.append(counted.get_total_flops() / size)
+        blocks.append(counted.flops / size)
         heads.append(_head_flops(block, sent.up, tensors) / size)
         tensors = {**tensors, "h": sent.up}
     head_share = sum(heads) / backprop
@@ -41,16 +58,16 @@ def costs(network: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _head_flops(block: Block, h: torch.Tensor | None, tensors: dict[str, torch.Tensor]) -> float:
+def _head_flops(block: Block, h: torch.Tensor | None, tensors: dict[str, torch.Tensor]) -> int:
     """Count a block's objective alone, with the gradient at its input; the last block's is no head."""
     if block.place.is_last:
-        return 0.0
+        return 0
     assert block.objective is not None and h is not None
-    with FlopCounterMode(display=False) as counted:
+    with Counted() as counted:
         scores = block.objective.scores(h.detach().requires_grad_())  # type: ignore[union-attr]
         assert scores is not None
         functional.cross_entropy(scores, tensors["labels"]).backward()
-    return counted.get_total_flops()
+    return counted.flops
 
 
 def _heads(work: Work) -> list[str]:

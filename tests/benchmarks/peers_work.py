@@ -29,7 +29,7 @@ from orchestrator.specs import data_spec, network_spec
 ROOT = Path(__file__).parent.parent.parent
 OVERRIDES = ("training.epochs=1", "evaluation.every_epochs=0", "evaluation.splits=[]")
 MLP = (
-    "data.batch_size=128", "data.limit=51200", "network.blocks=2", "optimizer.schedule.name=cosine",
+    "data.limit=51200", "network.blocks=null", "network.cuts=[hidden2]",
 )  # fmt: skip
 NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cnn": ("configs/fashion_mnist_cnn_large.yaml", ("data.limit=38400",)),

@@ -17,7 +17,7 @@ from orchestrator.codecs import edge_codecs
 from orchestrator.wiring import wire
 
 LOSSY = ["bf16", "fp16", "int8"]
-WORST = {"bf16": 2.0**-9, "fp16": 2.0**-11, "int8": 1 / 64}
+WORST = {"bf16": 2.0**-8, "fp16": 2.0**-11, "int8": 1 / 128}
 """Of every number over itself, or for int8 over the largest of its tensor: half a step of rounding."""
 
 
@@ -32,8 +32,8 @@ def test_every_number_comes_back_within_half_a_step_whatever_its_size(codec, siz
     sent = size * torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(1))
     packet, got = there_and_back(sent, codec)
     scale = sent.abs() if codec != "int8" else sent.abs().max()
-    # numbers 2^28 below the largest leave fp16's range; what is left of them is next to nothing
-    assert ((got - sent).abs() <= WORST[codec] * scale + 2.0**-29 * sent.abs().max()).all()
+    # fp16: the step of its subnormal numbers is 2^-24, and the largest is scaled to 2^14 or more
+    assert ((got - sent).abs() <= WORST[codec] * scale + 2.0**-38 * sent.abs().max()).all()
     assert got.dtype == torch.float32
     assert packet.num_bytes == sent.numel() * (1 if codec == "int8" else 2)
 
