@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.ray_cluster import _KEEP_MEMORY
 from tests.benchmarks.peers_work import ROOT
 
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+"""What our own workers tell glibc (orchestrator/cluster); every arm gets it, as it makes steps 5 to 10 % faster."""
 QUIET = 0.05
 """Share of the machine that others may use before a run begins."""
 LONGEST_WAIT_S, LOOK_S = 20.0, 0.5
@@ -21,14 +24,12 @@ LONGEST_WAIT_S, LOOK_S = 20.0, 0.5
 def run_group(group: str, network: str, steps: int, *extra: str) -> dict[str, Any]:
     """Return `arms` (arm -> facts), how busy the machine was before, and the share that the host has stolen.
 
-    Every arm has glibc's settings that our own workers have, as they make its steps faster, too.
-
     Raises:
         RuntimeError: the run failed.
     """
     busy = _quiet()
     threads = "2" if group == "backprop_2_threads" else "1"
-    environment = os.environ | dict(_KEEP_MEMORY) | {
+    environment = os.environ | KEEP_MEMORY | {
         "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
