@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ def timed(make: Callable[[Work], Trainer], job: argparse.Namespace, num_threads:
         "samples_per_s": job.steps * work.config.data.batch_size / elapsed,
         "step_ms": 1000 * elapsed / job.steps,
         "cpu_s_per_step": (time.process_time() - cpu_since) / job.steps,
-        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
@@ -71,15 +69,15 @@ def data_parallel(job: argparse.Namespace) -> Facts:
     return timed(DataParallel, job)
 
 
-def pipeline(job: argparse.Namespace, schedule: str, micro_batches: int) -> Facts:
-    """One rank of a pipeline."""
-    return timed(lambda work: Pipeline(work, schedule, micro_batches), job)
+def pipelines(job: argparse.Namespace, schedule: str, counts: Sequence[int]) -> dict[int, Facts]:
+    """One rank of a pipeline, with each number of micro-batches, one after another."""
+    return {m: timed(lambda work, m=m: Pipeline(work, schedule, m), job) for m in counts}
 
 
 def both(ranks: list[Facts]) -> Facts:
-    """Return the facts of an arm of several ranks: rates of the slower one, times and memory of all."""
+    """Return the facts of an arm of several ranks: rates of the slower one, processor time of all."""
     slower = min(ranks, key=lambda facts: facts["samples_per_s"])
-    return slower | {name: sum(facts[name] for facts in ranks) for name in ("cpu_s_per_step", "peak_rss_bytes")}
+    return slower | {"cpu_s_per_step": sum(facts["cpu_s_per_step"] for facts in ranks)}
 
 
 def run(group: str, job: argparse.Namespace) -> Iterator[tuple[str, Facts]]:
@@ -93,8 +91,10 @@ def run(group: str, job: argparse.Namespace) -> Iterator[tuple[str, Facts]]:
     elif group == "ddp_2_ranks":
         yield group, both(on_ranks(data_parallel, job))
     else:
-        for count in job.micro_batches or MICRO_BATCHES:
-            yield f"{group}_m{count}", both(on_ranks(pipeline, job, group, count))
+        counts = job.micro_batches or MICRO_BATCHES
+        ranks = on_ranks(pipelines, job, group, counts)
+        for count in counts:
+            yield f"{group}_m{count}", both([facts[count] for facts in ranks])
 
 
 def main() -> None:
