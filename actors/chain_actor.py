@@ -201,6 +201,7 @@ class ChainActor:
                     "sent": o.num_sent,
                     "unreceived": o.num_waiting,
                     "bytes": o.num_bytes,
+                    "wire": o.wire_error.as_dict(),
                     "capacity": o.capacity,
                     "most_waiting": o.most_waiting(),
                     "waited_s": task.waits.seconds(edge) if task else 0.0,

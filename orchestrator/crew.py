@@ -94,7 +94,7 @@ class Crew:
 
     def _num_takes(self, name: str) -> int:
         outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
-        return edge_settings(self.config).window * len(outgoing)
+        return edge_settings(self.config, self.plan.wiring).window * len(outgoing)
 
     def _cpus(self) -> float:
         asked = self.config.placement.cpus_per_block

@@ -20,6 +20,7 @@ from actors.networks.network import network_layers
 from actors.objective import Objective
 from actors.plugins import plugin_class
 from actors.spec import RawInput
+from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.specs import data_spec, is_unordered, network_spec
 from orchestrator.wiring import Wiring, wire
@@ -80,16 +81,18 @@ def make_plan(config: RunConfig) -> Plan:
             f"activation, and schedule {config.schedule.name!r} uses batches out of order; use schedule.name=pipeline"
         )
     epochs, is_sequential = config.training.epochs, config.schedule.name == "sequential"
+    wiring = wire(
+        needs,
+        schedule=config.schedule.name,
+        delay_per_hop=config.schedule.delay_per_hop,
+        input_delay=config.schedule.input_delay or 1,
+    )
+    edge_codecs(config.wire, wiring)  # refuses edges that the run does not have
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),
         shapes=shapes,
         needs=tuple(needs),
-        wiring=wire(
-            needs,
-            schedule=config.schedule.name,
-            delay_per_hop=config.schedule.delay_per_hop,
-            input_delay=config.schedule.input_delay or 1,
-        ),
+        wiring=wiring,
         raw=RawInput(data.input_shape, data.train.mean, data.train.std),
         num_classes=data.num_classes,
         num_samples=len(data.train),

@@ -18,10 +18,11 @@ from actors.seeds import seed_of
 from actors.spec import BlockSpec, Machine, PluginSpec, Replay, SourceSpec
 from actors.stretch import Slowness
 from actors.trace import sampled_batches
+from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, replay_settings
-from orchestrator.wiring import SOURCE, block_name
+from orchestrator.wiring import SOURCE, Wiring, block_name
 
 if TYPE_CHECKING:
     from orchestrator.checkpoints import Checkpoint
@@ -79,7 +80,7 @@ def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth())
         until_stopped=is_unordered(config),
         repeats=config.schedule.name == "replay",
         evaluated_splits=tuple(evaluation.splits),
-        settings=edge_settings(config),
+        settings=edge_settings(config, plan.wiring),
         machine=_machine(config, device="cpu", threads=1),
         snapshot_every=durability(config).every_batches,
         most_uncovered=most_uncovered(config, plan) if is_retaining(config) else None,
@@ -113,7 +114,7 @@ def block_spec(
         objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
-        settings=edge_settings(config),
+        settings=edge_settings(config, plan.wiring),
         machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
         fields=plan.needs[index].fields,
         late=config.schedule.late or "stash",
@@ -226,12 +227,13 @@ def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
     )
 
 
-def edge_settings(config: RunConfig) -> EdgeSettings:
-    """Return the sizes of every edge."""
+def edge_settings(config: RunConfig, wiring: Wiring) -> EdgeSettings:
+    """Return the sizes of every edge, and the codecs of those that have one."""
     buffers = config.buffers
     capacity = max(4, buffers.capacity) if buffers.mode == "auto" else buffers.capacity  # it may soon be larger
     window = buffers.window or min(2, capacity)
-    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config))
+    codecs = edge_codecs(config.wire, wiring)
+    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config), codecs=codecs)
 
 
 def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:

@@ -26,7 +26,6 @@ from orchestrator.config.sections import (
 )
 
 _NOT_YET: Mapping[str, object] = {
-    "wire": None,
     "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.fail_points import Point
 
+Codec = Literal["fp32", "bf16", "fp16", "int8"]
+
 
 class Section(BaseModel):
     """Base: frozen, and closed unless `collects_options` is set."""
@@ -334,5 +336,7 @@ class RunConfig(Section):
     recovery: RecoverySection = RecoverySection()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens where a loss, an activation or a gradient is no finite number; skip: without that block's update."""
-    wire: str | dict[str, Any] | None = None
+    wire: Codec | dict[str, Codec] | None = None
+    """What activations and feedback between blocks travel as; default fp32, as they are. For both, or by the keys
+    activation and feedback, or by edge, such as block0->block1."""
     faults: FaultsSection = FaultsSection()

@@ -109,13 +109,14 @@ WRONG = [
     ("placement.deadline_s=0", ["placement.deadline_s: got 0", "greater than 0"]),
     ("evaluation.batch_size=0", ["evaluation.batch_size: got 0", "at least 1"]),
     ("evaluation.every_batches=5", ["evaluation: got", "every_batches or every_epochs, not both"]),
+    ("wire=fp8", ["wire: got 'fp8'", "'fp32', 'bf16', 'fp16' or 'int8'"]),
+    ("wire.feedback=8", ["wire.feedback: got 8", "'fp32', 'bf16', 'fp16' or 'int8'"]),
     ("seed=[1,1]", ["seed: got [1, 1]", "every seed once"]),
     ("seed=[]", ["seed: got []", "every seed once"]),
     ("seed=[1,x]", ["seed: got 'x'", "an integer"]),
 ]
 
 NOT_YET = [
-    ("wire=bf16", "wire"),
     ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
     ("placement.rebalance=true", "placement.rebalance"),
