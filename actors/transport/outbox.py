@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import EdgeError, SessionRefused
@@ -159,7 +159,7 @@ class Outbox:
         return True
 
     def _packed(self, message: Message, sequence: int) -> Packet:
-        sent = replace(message, sequence=sequence, incarnation=self.incarnation)
+        sent = message.numbered(sequence, self.incarnation)
         return pack(sent, run=self.run, edge=self.edge, codec=self.wire_error.codec)
 
     def _store(self, sequence: int, kind: Kind, packet: Packet) -> None:
