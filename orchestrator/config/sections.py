@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from actors.fail_points import Point
 
 Codec = Literal["fp32", "bf16", "fp16", "int8"]
+_ONE, _SEVERAL = "literal[codec]", "dict[str,codec]"
+"""How pydantic calls the forms of `wire` in the paths of its errors, which leave such names out."""
+Codecs = Annotated[
+    Annotated[Codec, Tag(_ONE)] | Annotated[dict[str, Codec], Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, dict) else _ONE),
+]
+"""One codec, or codecs by kind and edge."""
 
 
 class Section(BaseModel):
@@ -336,7 +343,7 @@ class RunConfig(Section):
     recovery: RecoverySection = RecoverySection()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens where a loss, an activation or a gradient is no finite number; skip: without that block's update."""
-    wire: Codec | dict[str, Codec] | None = None
+    wire: Codecs | None = None
     """What activations and feedback between blocks travel as; default fp32, as they are. For both, or by the keys
     activation and feedback, or by edge, such as block0->block1."""
     faults: FaultsSection = FaultsSection()

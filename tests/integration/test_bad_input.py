@@ -92,7 +92,7 @@ MISTAKES = [
     (["rule.name=backprop", "schedule.name=sequential"], ["schedule.name: got 'sequential'", "backprop"]),
     (["staleness.max=-3"], ["staleness.max: got -3", "at least 0"]),
     (["wire=bf17"], ["wire: got 'bf17'", "'bf16'"]),
-    (["wire.block7->block8=bf16"], ["wire: got edge 'block7->block8'", "expected one of activation, feedback"]),
+    (["wire={'block7->block8': bf16}"], ["wire: got edge 'block7->block8'", "expected one of activation, feedback"]),
     (["network.weights=nowhere.safetensors"], ["network.weights: nowhere.safetensors", ".safetensors file"]),
     (["network.weights=small.yaml"], ["network.weights: small.yaml can't be read"]),
     (["optimizer.momentum=much"], ["optimizer: sgd refuses", "much"]),
