@@ -53,6 +53,15 @@ def same_weights(number: int, act: Callable[[Running], None], losses: int, **sec
     )
 
 
+def killing(actor: str) -> Callable[[Running], None]:
+    """Return what kills an actor's process."""
+
+    def act(run: Running) -> None:
+        run.signal(actor, signal.SIGKILL)
+
+    return act
+
+
 def kill_one(number: int) -> Facts:
     """SIGKILL of any block at any moment."""
     draw = random.Random(number)
@@ -82,12 +91,12 @@ def kill_recovering(number: int) -> Facts:
     """SIGKILL of a block, and of its next life when it has read its snapshot."""
     actor = f"block{number % kills.BLOCKS}"
     again = {"faults": {"kill": [{"actor": actor, "at": "restored", "lives": 2}]}}
-    return same_weights(number, lambda run: run.signal(actor, signal.SIGKILL) and None, 2, **again)
+    return same_weights(number, killing(actor), 2, **again)
 
 
 def kill_source(number: int) -> Facts:
     """SIGKILL of the data actor."""
-    return same_weights(number, lambda run: run.signal("source", signal.SIGKILL) and None, 1)
+    return same_weights(number, killing("source"), 1)
 
 
 def kill_unordered(number: int) -> Facts:
@@ -98,7 +107,7 @@ def kill_unordered(number: int) -> Facts:
     summary, told = disturbed(
         lambda folder: kills.config(folder, "dgl", sections),
         200,
-        lambda run: run.signal(actor, signal.SIGKILL) and None,
+        killing(actor),
     )
     seeds = [
         undisturbed("dgl", json.dumps({**UNORDERED[how], "seed": seed})).test_accuracy or 0.0 for seed in range(3, 8)

@@ -29,7 +29,7 @@ if str(ROOT) not in sys.path:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.benchmarks import kills  # noqa: E402
-from tests.benchmarks.fault_rows import ROWS, WEIGHTS, Row  # noqa: E402
+from tests.benchmarks.fault_rows import ROWS, WEIGHTS  # noqa: E402
 from tests.benchmarks.methods_results import FOLDER  # noqa: E402
 from tests.benchmarks.methods_runs import commit, surroundings  # noqa: E402
 
@@ -66,11 +66,14 @@ def _in_own_process(name: str, number: int, environment: Mapping[str, str]) -> L
 
 def entries(lines: Sequence[Line]) -> list[Line]:
     """Return the rows of the table: counts, and medians over the runs of a row."""
-    found = [_entry(name, row, [line for line in lines if line["row"] == name]) for name, row in ROWS.items()]
+    found = [
+        _entry(name, row.fault, row.holds, [line for line in lines if line["row"] == name])
+        for name, row in ROWS.items()
+    ]
     return [_killed(), *(entry for entry in found if entry["runs"])]
 
 
-def _entry(name: str, row: Row, lines: Sequence[Line]) -> Line:
+def _entry(name: str, fault: str, holds: str, lines: Sequence[Line]) -> Line:
     told = [line for line in lines if line["held"] is not None]
 
     def median(key: str) -> float | None:
@@ -78,7 +81,7 @@ def _entry(name: str, row: Row, lines: Sequence[Line]) -> Line:
         return round(statistics.median(values), 2) if values else None
 
     return {
-        "row": name, "fault": row.fault, "holds": row.holds, "runs": len(told),
+        "row": name, "fault": fault, "holds": holds, "runs": len(told),
         "failures": sum(not line["held"] for line in told), "lost": sum(line["lost"] for line in told),
         "detected_s": median("detected_s"), "recovered_s": median("recovered_s"), "trains_s": median("trains_s"),
         "batches_repeated": median("batches_repeated"),
@@ -96,12 +99,7 @@ def _killed() -> Line:
         }
         for line in lines
     ]  # fmt: skip
-    return _entry("kills", Row("SIGKILL of a block (kills.py)", WEIGHTS, 0, kills_are_elsewhere), told)
-
-
-def kills_are_elsewhere(number: int) -> Line:
-    """Kills.py does those runs."""
-    raise NotImplementedError("run tests/benchmarks/kills.py")
+    return _entry("kills", "SIGKILL of a block (kills.py)", WEIGHTS, told)
 
 
 def show(lines: Sequence[Line]) -> None:
