@@ -6,11 +6,10 @@ The driver owns every actor; none is detached and none is restarted by Ray. The 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 # Read by Ray's daemons when they start: workers at normal priority, no usage reports, no warnings.
@@ -23,37 +22,26 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray import exceptions
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import RunError, UserError
-from actors.host import Host
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
+from orchestrator.cluster.ray_host import remote_host
+from orchestrator.cluster.ray_session import init_ray
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
 REPORT_WAIT_S = 0.3
 """Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
+PLACE_WAIT_S = 1.0
+"""How long Ray may take to find the bundles of a lost node another place before a block goes anywhere."""
+LOOK_EVERY_S = 0.02
 SPARE_TAKES = 2
 KEPT_TAKES = 16
 """Takes that a kept host can serve at a time; it is started before its edges are known."""
-
-
-class RayHost(Host):
-    """A host that knows which Ray node it is on."""
-
-    def report(self) -> dict[str, Any]:
-        """Return small facts about the actor, with Ray's node id."""
-        return super().report() | self._node()
-
-    def run(self) -> dict[str, Any]:
-        """Run the actor to its end and return its last facts, with Ray's node id."""
-        return super().run() | self._node()
-
-    def _node(self) -> dict[str, str]:
-        return {"node": ray.get_runtime_context().get_node_id()}
 
 
 class RayCluster:
@@ -69,14 +57,17 @@ class RayCluster:
         self._strategy, self._keep = strategy, keep
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            _init_ray(object_store_bytes)
+            init_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
         self._hosts: dict[str, Any] = {}
         self._spare: list[Any] = []
         self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
+        self._num_spares = 0
         self._joining: dict[Any, str] = {}
+        self._joining_since: dict[str, float] = {}
         self._asked: dict[str, Any] = {}
+        self._told: dict[Any, Callable[[], Any]] = {}
         self._requests: dict[str, tuple[int, Request]] = {}
         self._edges: list[Edge] = []
 
@@ -92,6 +83,7 @@ class RayCluster:
             UserError: the cluster can never place them.
         """
         self._requests = {request.name: (index, request) for index, request in enumerate(requests)}
+        self._num_spares = 0 if any(request.gpus for request in requests) else spares
         if self._keep and not any(request.gpus for request in requests):
             self._have_spares(len(requests) + spares)
             self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
@@ -102,21 +94,29 @@ class RayCluster:
         self._wait_for_group(bundles)
         for request in requests:
             self._hosts[request.name] = self._new_host(request.name, request.cpus)
-        if not any(request.gpus for request in requests):
-            self._have_spares(spares)
+        self._have_spares(self._num_spares)
 
     def _new_host(self, name: str, cpus: float) -> Any:
-        """Start a host in an actor's bundle."""
+        """Start a host in an actor's bundle; anywhere, if the bundle was on a lost node and has no other place."""
         index, request = self._requests[name]
-        host = _remote_host(request.num_takes + SPARE_TAKES)
-        if self._group is None:
+        host = remote_host(request.num_takes + SPARE_TAKES)
+        if self._group is None or not (request.gpus or self._is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
 
+    def _is_placed(self, group: PlacementGroup) -> bool:
+        """Whether every bundle has a node, waiting for those that have lost theirs."""
+        until = time.monotonic() + PLACE_WAIT_S
+        while placement_group_table(group)["state"] != "CREATED":
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOOK_EVERY_S)
+        return True
+
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
-            self._spare.append(_remote_host(KEPT_TAKES).options(num_cpus=0).remote())
+            self._spare.append(remote_host(KEPT_TAKES).options(num_cpus=0).remote())
 
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
         """Build all actors at the same time.
@@ -125,17 +125,25 @@ class RayCluster:
             UserError: an actor refused its settings.
             RunError: an actor died or took too long.
         """
-        refs = {name: self._hosts[name].assign.remote(a.spec, a.shape) for name, a in assignments.items()}
-        return {name: self._result(name, ref, START_DEADLINE_S) for name, ref in refs.items()}
+        calls = {
+            name: lambda name=name, a=a: self._hosts[name].assign.remote(a.spec, a.shape)
+            for name, a in assignments.items()
+        }
+        refs = {name: call() for name, call in calls.items()}
+        return {name: self._result(name, ref, calls[name]) for name, ref in refs.items()}
 
     def connect(self, edges: Sequence[Edge]) -> None:
         """Give every consumer a line to its producer."""
         self._edges = list(edges)
-        refs = [
-            self._hosts[edge.consumer].connect.remote({edge.name: RayPort(self._hosts[edge.producer])})
+        calls = [
+            lambda edge=edge: self._hosts[edge.consumer].connect.remote(
+                {edge.name: RayPort(self._hosts[edge.producer])}
+            )
             for edge in edges
         ]
-        ray.get(refs, timeout=START_DEADLINE_S)
+        refs = [call() for call in calls]
+        for edge, ref, call in zip(edges, refs, calls, strict=True):
+            self._result(edge.consumer, ref, call)
 
     def launch(self) -> None:
         """Start every actor's program."""
@@ -143,11 +151,12 @@ class RayCluster:
 
     def poll(self, wait_s: float) -> list[Ended | Joined]:
         """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
+        self._tell_again()
+        found: list[Ended | Joined] = self._never_joined()
         pending = [*self._runs, *self._joining]
         if not pending:
-            return []
-        ready, _ = ray.wait(pending, num_returns=1, timeout=wait_s)
-        found: list[Ended | Joined] = []
+            return found
+        ready, _ = ray.wait(pending, num_returns=1, timeout=0.0 if found else wait_s)
         for ref in ready:
             if ref in self._runs:
                 name = self._runs.pop(ref)
@@ -160,6 +169,28 @@ class RayCluster:
             else:
                 found.append(self._joined(self._joining.pop(ref), ref))
         return found
+
+    def _never_joined(self) -> list[Ended | Joined]:
+        """Return the actors whose next life has no process yet, or hangs while it is built."""
+        over = time.monotonic() - START_DEADLINE_S
+        late = {name for name in self._joining.values() if self._joining_since[name] < over}
+        self._joining = {ref: name for ref, name in self._joining.items() if name not in late}
+        reason = f"its next life was not ready within {START_DEADLINE_S:.0f} s"
+        return [Ended(name, reason=reason, died=True) for name in sorted(late)]
+
+    def _tell(self, call: Callable[[], Any]) -> None:
+        """Make a call whose answer nobody waits for."""
+        self._told[call()] = call
+
+    def _tell_again(self) -> None:
+        """Repeat the calls that a wire has lost; whoever is called takes them twice alike."""
+        if not self._told:
+            return
+        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0)
+        for ref in ended:
+            call = self._told.pop(ref)
+            if isinstance(_error(ref), exceptions.ActorUnavailableError):
+                self._tell(call)
 
     def _watch(self, name: str) -> None:
         """An actor that has ended is still asked by its consumers: its process must live on."""
@@ -180,6 +211,7 @@ class RayCluster:
                 ray.kill(before)
                 self._hosts[name] = self._fresh_host(name, before)
             self._joining[self._hosts[name].assign.remote(assignment.spec, assignment.shape)] = name
+            self._joining_since[name] = time.monotonic()
 
     def _fresh_host(self, name: str, before: Any) -> Any:
         """Return a spare process if there is one, else a new one; its bundle may still count the old one's CPUs."""
@@ -188,16 +220,23 @@ class RayCluster:
         if before in self._dead:
             self._dead.remove(before)
         used = list(self._hosts.values())
-        free = next((host for host in self._spare if host not in used), None)
+        free = next((host for host in list(self._spare) if host not in used and self._is_alive(host)), None)
         if free is None:
             free = self._new_host(name, 0.0)
             if self._keep:
                 self._spare.append(free)
         elif not self._keep:
             self._spare.remove(free)
-        if not self._keep and self._spare:
-            self._have_spares(len(self._spare) + 1)
         return free
+
+    def _is_alive(self, spare: Any) -> bool:
+        """Whether a spare process has not died, with its node perhaps; one that has is forgotten."""
+        answer = spare.__ray_ready__.options(concurrency_group="control").remote()
+        ready, _ = ray.wait([answer], timeout=REPORT_WAIT_S)
+        if ready and _error(answer) is not None:
+            self._spare.remove(spare)
+            return False
+        return True  # it may still be starting: no worse than a new one
 
     def _joined(self, name: str, ref: Any) -> Ended | Joined:
         """Join an actor that has been built with those of its neighbours that are there."""
@@ -212,12 +251,14 @@ class RayCluster:
             if edge.consumer == name
         }
         host = self._hosts[name]
-        host.connect.remote(ports)
+        host.connect.remote(ports)  # in the group of `run`, so that it comes first
         for edge in edges:
             if edge.producer == name and edge.consumer not in absent:
                 consumer = self._hosts[edge.consumer].connect.options(concurrency_group="control")
-                consumer.remote({edge.name: RayPort(host)})
+                self._tell(lambda edge=edge, consumer=consumer: consumer.remote({edge.name: RayPort(host)}))
         self._runs[host.run.remote()] = name
+        if not self._keep and not self._joining:
+            self._have_spares(self._num_spares)  # a process that starts now is in nobody's way
         return Joined(name)
 
     # ------------------------------------------------------------------ reports and orders
@@ -247,7 +288,8 @@ class RayCluster:
 
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
-        self._hosts[name].order.options(concurrency_group="control").remote(order, values or {})
+        host = self._hosts[name]
+        self._tell(lambda: host.order.options(concurrency_group="control").remote(order, values or {}))
 
     def close(self) -> None:
         """Kill the actors, free the bundles, and end Ray if this cluster started it."""
@@ -259,7 +301,7 @@ class RayCluster:
             self._spare = []
         if self._group is not None:
             remove_placement_group(self._group)
-        self._hosts, self._group, self._runs, self._joining, self._asked = {}, None, {}, {}, {}
+        self._hosts, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, {}
         if self._started_ray and not self._keep:
             ray.shutdown()
 
@@ -297,11 +339,14 @@ class RayCluster:
                 f"within {START_DEADLINE_S:.0f} s"
             )
 
-    def _result(self, name: str, ref: Any, deadline_s: float) -> Any:
+    def _result(self, name: str, ref: Any, again: Callable[[], Any]) -> Any:
+        """Return a call's result; a call that the wire has lost is made again."""
         try:
-            return ray.get(ref, timeout=deadline_s)
+            return ray.get(ref, timeout=START_DEADLINE_S)
         except exceptions.GetTimeoutError:
-            raise RunError(f"{name}: not ready within {deadline_s:.0f} s") from None
+            raise RunError(f"{name}: not ready within {START_DEADLINE_S:.0f} s") from None
+        except exceptions.ActorUnavailableError:
+            return self._result(name, again(), again)
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
@@ -322,52 +367,6 @@ class RayCluster:
         if isinstance(error, exceptions.RayActorError):
             self._dead.append(self._hosts[name])
         return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error), died=True)
-
-
-def _remote_host(num_takes: int) -> Any:
-    wrap: Any = ray.remote(  # type: ignore[call-overload]
-        concurrency_groups={"io": num_takes, "control": 1}, max_restarts=0, max_task_retries=0
-    )
-    return wrap(RayHost)
-
-
-def _init_ray(object_store_bytes: int | None) -> None:
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {}
-    if address == "local":
-        local = {
-            "include_dashboard": False,
-            "num_cpus": os.cpu_count(),
-            "object_store_memory": object_store_bytes,
-        }
-    since = time.monotonic()
-    try:
-        ray.init(
-            address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()}, **local,
-        )  # fmt: skip
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
-            f"({_first_line(error)}); check the address, or unset it to run on this machine"
-        ) from None
-
-
-_KEEP_MEMORY: Mapping[str, str] = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26),
-}  # fmt: skip
-"""glibc keeps the memory of a step for the next one; giving it back costs a block 5 to 10 % of its time."""
-
-
-def _worker_environment() -> dict[str, str]:
-    """Workers find the packages as this process does; bfloat16 on some CPUs needs its instruction set named."""
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    names = ("ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR")
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    environment |= {name: os.environ.get(name, value) for name, value in _KEEP_MEMORY.items()}
-    return environment | (
-        {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
-    )
 
 
 def _error(ref: Any) -> exceptions.RayError | None:
