@@ -30,6 +30,7 @@ from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.lease import Lease
 from orchestrator.ledger_watch import LedgerWatch
+from orchestrator.measures import Measures
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
@@ -87,6 +88,7 @@ class Orchestrator:
         self.known: dict[str, Mapping[str, Any]] = {}
         """The newest report of every actor."""
         self.clocks = Clocks()
+        self.measures = Measures(directory.path.name, config.data.batch_size)
         self.auto_buffers, self.ledgers = AutoBuffers(plan.wiring), LedgerWatch(plan.wiring.edges)
         self.stop_asked = False
         self.is_paused = False
@@ -224,6 +226,7 @@ class Orchestrator:
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
+        self.cluster.publish(self.measures.of(self.known, self.crew.restarts))
         if reports.keys() >= set(self.crew.names):  # taken in one look
             self._log_changes(reports)
             self._log_imbalances(self.ledgers.look(reports))

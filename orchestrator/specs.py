@@ -21,6 +21,7 @@ from actors.trace import sampled_batches
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, replay_settings
+from orchestrator.config.placing import place_of
 from orchestrator.wiring import SOURCE, block_name
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def block_spec(
 ) -> BlockSpec:  # fmt: skip
     """Return the spec of one block's actor; `checkpoints` is the address of the storage for its snapshots."""
     placement = config.placement
+    device = "cuda:0" if place_of(placement, index).gpus else "cpu"
     return BlockSpec(
         run=run,
         name=block_name(index),
@@ -114,7 +116,7 @@ def block_spec(
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
         settings=edge_settings(config),
-        machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
+        machine=_machine(config, device=device, threads=placement.threads, pins=placement.pin_cpus),
         fields=plan.needs[index].fields,
         late=config.schedule.late or "stash",
         phase_batches=plan.phase_batches,
@@ -227,7 +229,7 @@ def edge_settings(config: RunConfig) -> EdgeSettings:
     return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config))
 
 
-def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
+def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False) -> Machine:
     training = config.training
     return Machine(
         device=device,
@@ -238,4 +240,5 @@ def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
         precision=training.precision,
         deadline_s=config.placement.deadline_s,
         is_shared=config.placement.backend == "in_process",
+        pins=pins and config.placement.backend != "in_process",
     )

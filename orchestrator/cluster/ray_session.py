@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import ray
 
 from actors.errors import UserError
+from orchestrator.job_directory import JOB
+
+CONNECT_DEADLINE_S = 10.0
 
 
 def init_ray(object_store_bytes: int | None) -> None:
@@ -20,7 +25,7 @@ def init_ray(object_store_bytes: int | None) -> None:
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
 
     Raises:
-        UserError: no cluster answers at RAY_ADDRESS.
+        UserError: no cluster answers at RAY_ADDRESS, or it runs other versions.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
@@ -30,17 +35,47 @@ def init_ray(object_store_bytes: int | None) -> None:
             "num_cpus": os.cpu_count(),
             "object_store_memory": object_store_bytes,
         }
+    _check_answers(address)
     since = time.monotonic()
     try:
         ray.init(
             address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level=logging.ERROR, runtime_env={"env_vars": _worker_environment()}, **local,
+            logging_level=logging.ERROR, runtime_env={"env_vars": _new_variables()}, **local,
         )  # fmt: skip
     except (ConnectionError, TimeoutError) as error:
         raise UserError(
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
             f"({str(error).splitlines()[0]}); check the address, or unset it to run on this machine"
         ) from None
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        facts = " ".join(str(error).split())
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address!r} runs other versions ({facts}); install the same Ray and Python "
+            f"here and there"
+        ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Ray asks for half a minute, and tells of it in many lines; a port that refuses is known at once."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS: nothing answers at {address} ({error.strerror or error}); check the address, or unset it to "
+            f"run on this machine"
+        ) from None
+
+
+def _new_variables() -> dict[str, str]:
+    """What the job that this process belongs to does not set for its workers already; Ray refuses to be told twice."""
+    job = json.loads(os.environ.get(JOB) or "{}")
+    known = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in _worker_environment().items() if name not in known}
 
 
 _KEEP_MEMORY: Mapping[str, str] = {
