@@ -43,11 +43,18 @@ while found != wanted:
 
 
 class RayHosts:
-    """A Ray node with two CPUs on every host; `start` brings up those that are not there."""
+    """A Ray node with four CPUs on every host; `start` brings up those that are not there.
+
+    `folder` is the same everywhere; `hidden` in it is a disk of its own on every host but the first, as a folder that
+    is not shared would be. What lies in `packages` is installed on every host but the first.
+    """
 
     def __init__(self, count: int) -> None:
         self.hosts = NetworkHosts(count)
         self.folder = Path(tempfile.mkdtemp(prefix="ulh-", dir="/tmp"))  # Ray's socket names must stay short
+        self.hidden, self.packages = self.folder / "hidden", self.folder / "packages"
+        self.hidden.mkdir()
+        self.packages.mkdir()
         self.address = f"{self.hosts.address(0)}:{PORT}"
 
     def start(self) -> None:
@@ -64,34 +71,38 @@ class RayHosts:
                 f"--system-config={json.dumps(DEATH)}"]  # fmt: skip
         words = [
             *(head if host == 0 else [f"--address={self.address}"]),
-            f"--node-ip-address={self.hosts.address(host)}", "--block", "--num-cpus=2",
+            f"--node-ip-address={self.hosts.address(host)}", "--block", "--num-cpus=4",
             f"--resources={json.dumps({f'host{host}': 4})}",
             "--object-store-memory=150000000", "--disable-usage-stats",
         ]  # fmt: skip
-        self.run(host, ["-m", "ray.scripts.scripts", "start", *words], f"node{host}.log")
+        hides = ["sh", "-c", f'mount -t tmpfs tmpfs {self.hidden} && exec "$0" "$@"'] if host else []
+        command = [*hides, sys.executable, "-m", "ray.scripts.scripts", "start", *words]
+        paths = [str(self.packages), str(ROOT)] if host else [str(ROOT)]
+        with open(self.folder / f"node{host}.log", "ab") as out:
+            self.hosts.start(host, command, self.environment(*paths), out)
 
-    def run(self, host: int, words: list[str], log: str) -> subprocess.Popen[Any]:
-        """Start Python with these words in a host."""
-        with open(self.folder / log, "ab") as out:
-            return self.hosts.start(host, [sys.executable, *words], self.environment(), out)
+    def run(self, words: list[str], log: str) -> subprocess.Popen[Any]:
+        """Start Python with these words in host 0."""
+        with open(self.folder / log, "wb") as out:
+            return self.hosts.start(0, [sys.executable, *words], self.environment(str(ROOT)), out)
 
-    def train(self, config: str, log: str) -> subprocess.Popen[Any]:
-        """Start the command that trains, in host 0."""
-        return self.run(0, ["-m", "orchestrator", "train", config], log)
-
-    def environment(self) -> dict[str, str]:
-        """The variables of a process of this cluster."""
+    def environment(self, *paths: str) -> dict[str, str]:
+        """The variables of a process of this cluster that finds packages there first."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "UNLOCKED"))}
         return plain | {
-            "PYTHONPATH": str(ROOT), "RAY_ADDRESS": self.address, "RAY_worker_niceness": "0",
+            "PYTHONPATH": os.pathsep.join(paths), "RAY_ADDRESS": self.address, "RAY_worker_niceness": "0",
             "RAY_prestart_worker_first_driver": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+
+    def host_of(self, pid: int) -> int | None:
+        """The host that a process runs on; None if it has ended."""
+        return next((host for host in range(self.hosts.count) if pid in self.hosts.processes(host)), None)
 
     def _wait_for_nodes(self, hosts: list[int]) -> None:
         """Wait in host 0 until exactly these hosts' nodes are alive."""
         addresses = ",".join(sorted(self.hosts.address(host) for host in hosts))
         words = ["-c", WAIT, self.address, addresses, str(START_DEADLINE_S)]
-        waiting = self.run(0, words, "wait.log")
+        waiting = self.run(words, "wait.log")
         assert waiting.wait(START_DEADLINE_S + 30) == 0, self.logs()
 
     def wait(self, holds: Any, what: str, deadline_s: float = START_DEADLINE_S) -> None:

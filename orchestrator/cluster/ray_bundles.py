@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from actors.errors import UserError
 from orchestrator.cluster.contract import Request
 
-SAY_EVERY_S = 30.0
+SAY_FIRST_S, SAY_EVERY_S = 3.0, 30.0
 A_LITTLE = 0.001
 """Of a node's resource `accelerator_type:KIND`, that Ray gives it 1 of; taken only to be placed there."""
 
@@ -55,8 +55,8 @@ def reserve(
     bundles = [bundle(request) for request in requests]
     labels = [dict(request.labels) for request in requests]
     group = placement_group(bundles, strategy=strategy, bundle_label_selector=labels if any(labels) else None)
-    ready, since = group.ready(), time.monotonic()
-    while not ray.wait([ready], timeout=max(0.0, min(SAY_EVERY_S, since + wait_s - time.monotonic())))[0]:
+    ready, since, pause_s = group.ready(), time.monotonic(), SAY_FIRST_S
+    while not ray.wait([ready], timeout=max(0.0, min(pause_s, since + wait_s - time.monotonic())))[0]:
         waited = time.monotonic() - since
         what = f"{_asked(requests, strategy)}; {_there(labels)}"
         if waited >= wait_s:
@@ -65,6 +65,7 @@ def reserve(
                 f"placement.wait_s: after {waited:.0f} s nothing was placed: {what}; add nodes, ask for less, or raise "
                 f"placement.wait_s"
             )
+        pause_s = SAY_EVERY_S
         say(f"waiting for resources since {waited:.0f} s: {what}")
     return group
 
