@@ -5,7 +5,8 @@ RunError             the run can't go on: an actor died, an edge fell silent
 └── EdgeError        a message or a `take` broke the contract of its edge
     ├── CorruptMessage   header or payload is not what was sent
     ├── MispairedMessage a message is not the one this place in the program must get
-    └── SessionRefused   a `take` came from an older life of the consumer
+    ├── SessionRefused   a `take` came from an older life of the consumer
+    └── LostReply        an answer never arrived, though its producer may be well
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class MispairedMessage(EdgeError):
 
 class SessionRefused(EdgeError):
     """A `take` of an older session than the one the producer serves."""
+
+
+class LostReply(EdgeError):
+    """The answer to a `take` was lost on its way; what was in it is asked for again."""

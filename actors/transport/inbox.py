@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from actors.errors import CorruptMessage, EdgeError
+from actors.errors import CorruptMessage, EdgeError, LostReply
 from actors.messages import Message
 from actors.transport.outbox import MAX_WAIT_S, Reply, Session, Take
 from actors.transport.packet import Packet, read_header, unpack
@@ -231,6 +231,9 @@ class Inbox:
             self._outstanding -= take.limit > 0
             if isinstance(reply, ConnectionError):
                 self.port = None  # whoever started the producer replaces it, and reconnects
+                return
+            if isinstance(reply, LostReply):
+                self._open_session()  # whoever is dead will not answer that either
                 return
             if isinstance(reply, Exception):
                 raise reply

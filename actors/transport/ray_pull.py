@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from actors.errors import EdgeError
+from actors.errors import EdgeError, LostReply
 from actors.transport.outbox import Reply, Take
 
 
@@ -44,5 +44,7 @@ def _result(ref: ray.ObjectRef) -> Reply | Exception:
     except exceptions.RayTaskError as error:
         cause = error.cause
         return cause if isinstance(cause, EdgeError) else EdgeError(f"the producer failed: {cause}")
+    except (exceptions.ActorUnavailableError, exceptions.ObjectLostError) as error:  # of a wire, or with a node
+        return LostReply(f"a reply of the producer was lost: {error}".splitlines()[0])
     except exceptions.RayActorError as error:
         return ConnectionError(f"the producer's process is gone: {error}".splitlines()[0])

@@ -134,9 +134,10 @@ class RayCluster:
             RunError: a host died or took too long.
         """
         with marked(run_dir) as (mark, text):
-            refs = {name: host.probe.remote(mark, text) for name, host in self._hosts.items()}
+            calls = {name: lambda host=host: host.probe.remote(mark, text) for name, host in self._hosts.items()}
+            refs = {name: call() for name, call in calls.items()}
             for name, ref in refs.items():
-                seen = self._result(name, ref, START_DEADLINE_S)
+                seen = self._result(name, ref, calls[name])
                 if why := refusal(name, seen["node"], seen, run_dir):
                     raise UserError(why)
 
