@@ -40,7 +40,7 @@ def init_ray(object_store_bytes: int | None) -> None:
     try:
         ray.init(
             address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level=logging.ERROR, runtime_env={"env_vars": _new_variables()}, **local,
+            logging_level=logging.ERROR, runtime_env={"env_vars": new_variables()}, **local,
         )  # fmt: skip
     except (ConnectionError, TimeoutError) as error:
         raise UserError(
@@ -71,8 +71,11 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _new_variables() -> dict[str, str]:
-    """What the job that this process belongs to does not set for its workers already; Ray refuses to be told twice."""
+def new_variables() -> dict[str, str]:
+    """Return what the job that this process belongs to does not set for its workers already.
+
+    Ray refuses to be told of one variable by the job and by its driver.
+    """
     job = json.loads(os.environ.get(JOB) or "{}")
     known = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {name: value for name, value in _worker_environment().items() if name not in known}
