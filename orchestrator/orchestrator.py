@@ -28,6 +28,7 @@ from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
+from orchestrator.departures import Departures
 from orchestrator.lease import Lease
 from orchestrator.ledger_watch import LedgerWatch
 from orchestrator.measures import Measures
@@ -84,6 +85,10 @@ class Orchestrator:
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
         )
         self.recovery = Recovery(config, self.crew, self.commits, self.metrics.event, self.progress.say, time.monotonic)
+        self.departures = Departures(
+            self.recovery, self.commits, lambda: cluster.order(SOURCE, "snapshot"), self.metrics.event,
+            self.progress.say, time.monotonic,
+        )  # fmt: skip
         self.facts: dict[str, Mapping[str, Any]] = {}
         self.known: dict[str, Mapping[str, Any]] = {}
         """The newest report of every actor."""
@@ -188,6 +193,8 @@ class Orchestrator:
             self.recovery.heard(reports)
             for ended in self.recovery.hung():
                 self._accept(ended)
+        well = {name: facts for name, facts in reports.items() if name not in self.recovery.losses}
+        self.departures.look(self.cluster.leaving(), well)
         return reports
 
     def _accept(self, event: Ended | Joined) -> None:
@@ -203,7 +210,7 @@ class Orchestrator:
         if event.is_mistake:
             self.metrics.event(event="failed", actor=name, reason=event.reason)
             raise UserError(event.reason)
-        self.recovery.lost(event)
+        self.recovery.lost(event, announced=event.died and self.departures.is_announced(name))
         for gone in self.crew.names if self.recovery.mode == "global" else [name]:
             self.facts.pop(gone, None)
             self.known.pop(gone, None)

@@ -55,6 +55,7 @@ class RayHosts:
         self.hidden, self.packages = self.folder / "hidden", self.folder / "packages"
         self.hidden.mkdir()
         self.packages.mkdir()
+        self._nodes: dict[int, subprocess.Popen[Any]] = {}
         self.address = f"{self.hosts.address(0)}:{PORT}"
 
     def start(self) -> None:
@@ -79,7 +80,11 @@ class RayHosts:
         command = [*hides, sys.executable, "-m", "ray.scripts.scripts", "start", *words]
         paths = [str(self.packages), str(ROOT)] if host else [str(ROOT)]
         with open(self.folder / f"node{host}.log", "ab") as out:
-            self.hosts.start(host, command, self.environment(*paths), out)
+            self._nodes[host] = self.hosts.start(host, command, self.environment(*paths), out)
+
+    def terminate(self, host: int) -> None:
+        """Tell a host's node to end, as a preempted machine does; it announces that, and has 30 s."""
+        self._nodes[host].terminate()
 
     def run(self, words: list[str], log: str) -> subprocess.Popen[Any]:
         """Start Python with these words in host 0."""

@@ -116,6 +116,10 @@ class Cluster(Protocol):
         """Whether reports should be read now, since an actor has written a snapshot."""
         ...
 
+    def leaving(self) -> Mapping[str, float]:
+        """Return the nodes that have announced their end, and how many seconds each has left."""
+        ...
+
     def publish(self, measures: Sequence[Measure]) -> None:
         """Show a monitor the newest measures, if there is a way to."""
         ...

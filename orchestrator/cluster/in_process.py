@@ -51,6 +51,10 @@ class InProcessCluster:
     def check(self, run_dir: Path) -> None:
         """All hosts are this process."""
 
+    def leaving(self) -> Mapping[str, float]:
+        """The only machine stays."""
+        return {}
+
     def publish(self, measures: Sequence[Measure]) -> None:
         """Nobody watches a process from outside."""
 

@@ -31,6 +31,7 @@ from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import reserve
+from orchestrator.cluster.ray_drain import bundle_leaves, draining, elsewhere
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_session import init_ray
@@ -108,6 +109,8 @@ class RayCluster:
         """Start a host in an actor's bundle; anywhere, if the bundle was on a lost node and has no other place."""
         index, request = self._requests[name]
         host = remote_host(request.num_takes + SPARE_TAKES)
+        if self._group is not None and bundle_leaves(self._group, index):
+            return elsewhere(host, request)
         if self._group is None or (request.is_anywhere and not self._is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
@@ -243,7 +246,8 @@ class RayCluster:
         if before in self._dead:
             self._dead.remove(before)
         used = list(self._hosts.values())
-        free = next((host for host in list(self._spare) if host not in used and self._is_alive(host)), None)
+        spares = [] if self.leaving() else list(self._spare)  # where they are is not known
+        free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
             free = self._new_host(name, 0.0)
             if self._keep:
@@ -303,6 +307,10 @@ class RayCluster:
             except exceptions.RayError:
                 continue  # its run() reference tells why
         return found
+
+    def leaving(self) -> Mapping[str, float]:
+        """Return the nodes that are drained, with the seconds they have left; a Ray of our own drains none."""
+        return {} if self._started_ray else draining()
 
     def publish(self, measures: Sequence[Measure]) -> None:
         """Let this node's agent serve them."""

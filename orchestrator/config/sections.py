@@ -336,6 +336,8 @@ class RecoverySection(Section):
     it; none: the run ends. Default: local over Ray, none in process."""
     max_failures: int = Field(default=3, ge=0)
     """Lost processes after which the run ends."""
+    max_preemptions: int | None = Field(default=None, ge=0)
+    """Actors that leave nodes which announced their end, counted apart; default: any number."""
     backoff_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Waited before an actor is replaced; doubled with each further failure of the same actor."""
     step_deadline_s: float | Literal["auto"] = "auto"

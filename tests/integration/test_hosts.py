@@ -140,6 +140,19 @@ def test_the_blocks_of_a_host_cut_off_for_longer_than_the_time_out_move_and_thei
     assert weights(summary) == reference
 
 
+def test_a_host_that_announces_its_end_is_left_before_it_comes_and_that_is_no_failure(hosts, reference):
+    spread = Spread(hosts, "drained", recovery={"max_failures": 0}, checkpoint={"every_s": 600}, faults={"pad": 10})
+    placed = spread.placed()
+    far = next(host for host in placed if host != 0)
+    spread.wait_for(30)
+    hosts.terminate(far)
+    summary = spread.summary()
+    left = {f"block{index}" for index, host in enumerate(placed) if host == far}
+    assert left <= actors_of(summary, "moved") <= left | {"source"} and not actors_of(summary, "lost")
+    assert all(event["position"] >= 0 for event in summary["events"] if event["event"] == "moved"), "no snapshot before"
+    assert weights(summary) == reference
+
+
 def test_fifty_milliseconds_and_one_lost_message_in_a_hundred_change_no_weight(hosts, reference):
     """Through the kernel where it can, else through the faulty transport."""
     why = [hosts.hosts.delay(host, "delay", "50ms", "loss", "1%") for host in range(3)]
