@@ -49,10 +49,16 @@ def exported(ray_cluster, ray_session, tmp_path_factory):
                   faults={"pad": 2})  # fmt: skip
     port, until = ray_session.nodes()[0]["MetricsExportPort"], time.monotonic() + SCRAPE_DEADLINE_S
     wanted = {f"ray_{name}" for name in DESCRIPTIONS}
-    while not wanted <= (found := of_run(served(port))).keys():
-        assert time.monotonic() < until, f"not exported: {wanted - found.keys()}"
+    last = {block["name"]: block["version"] for block in summary.blocks}
+    while not wanted <= (found := of_run(served(port))).keys() or versions(found) != last:
+        assert time.monotonic() < until, f"not exported: {wanted - found.keys()}, {last} of {versions(found)}"
         time.sleep(0.5)
     return summary, found
+
+
+def versions(found):
+    """The version of every block."""
+    return {labels["block"]: value for labels, value in found.get("ray_unlocked_block_version", ())}
 
 
 def of_run(found):
@@ -79,8 +85,7 @@ def test_the_dashboard_shows_every_measure():
 
 def test_what_is_exported_is_what_the_run_did(exported):
     summary, found = exported
-    versions = {labels["block"]: value for labels, value in found["ray_unlocked_block_version"]}
-    assert versions == {block["name"]: block["version"] for block in summary.blocks}
+    assert versions(found) == {block["name"]: block["version"] for block in summary.blocks}
     shares = {}
     for labels, value in found["ray_unlocked_block_time_share"]:
         shares[labels["block"]] = shares.get(labels["block"], 0.0) + value
