@@ -1,12 +1,12 @@
-"""Nodes that announce their end (drained, preempted, SIGTERM): their actors go on elsewhere before it comes.
+"""Actors that move: off nodes that announce their end (drained, preempted, SIGTERM), and back when nodes return.
 
-A snapshot is ordered first. Once its checkpoint covers what the actors have done, or little time is left, they are
-replaced; the others train on, and under first in, first out no weight is different.
+A snapshot is ordered first. Once its checkpoint covers what the actors have done, or little time is left, others take
+their places; the others train on, and under first in, first out no weight is different.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Departure:
 
 
 class Departures:
-    """Moves actors off nodes that will end.
+    """Moves actors off nodes that will end, and back to their places.
 
     Args:
         recovery: replaces them.
@@ -52,6 +52,7 @@ class Departures:
         self.event, self.say, self._clock = event, say, clock
         self._nodes: dict[str, Departure] = {}
         self._actors: dict[str, str] = {}
+        self._astray_since: int | None = None
 
     def is_announced(self, actor: str) -> bool:
         """Whether the node that an actor was last heard from had announced its end."""
@@ -79,6 +80,22 @@ class Departures:
             for name in there:
                 if name not in self.recovery.losses:
                     self.recovery.move(name, f"its node {node[:12]} ends in {departure.at_s - self._clock():.0f} s")
+
+    def settle(self, astray: Sequence[str]) -> None:
+        """Move actors to where their resources are reserved, once a snapshot covers what they have done.
+
+        Args:
+            astray: those that had to go elsewhere when nodes were lost, and whose places are there again.
+        """
+        if not astray or self.recovery.losses:
+            self._astray_since = None
+        elif self._astray_since is None:
+            self._astray_since = self.commits.position
+            self._snapshot()
+        elif self.commits.position > self._astray_since:
+            self._astray_since = None
+            for name in astray:
+                self.recovery.move(name, "its place is there again", is_announced=False)
 
     def _announce(self, node: str, left_s: float, there: list[str]) -> None:
         now = self._clock()

@@ -95,16 +95,21 @@ class Recovery:
 
     # ------------------------------------------------------------------ losing and replacing
 
-    def move(self, name: str, reason: str) -> None:
-        """Let an actor, which is well, go on elsewhere: its node will end.
+    def move(self, name: str, reason: str, *, is_announced: bool = True) -> None:
+        """Let an actor, which is well, go on elsewhere.
+
+        Args:
+            name: which.
+            reason: why, one line.
+            is_announced: whether its node will end, which is counted.
 
         Raises:
             RunError: that has happened too often.
         """
         now, version = self._clock(), self._known.get(name, {}).get("version", 0)
-        failure = Failure(name, reason, announced=True)
+        failure = Failure(name, reason, announced=is_announced)
         self.event(event="moved", actor=name, reason=reason, position=self.commits.position)
-        if why := self.failures.add(failure):
+        if is_announced and (why := self.failures.add(failure)):
             raise RunError(why)
         self.losses[name] = Loss(failure, now, version, now)
         self._heard.pop(name, None)

@@ -120,6 +120,10 @@ class Cluster(Protocol):
         """Return the nodes that have announced their end, and how many seconds each has left."""
         ...
 
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """Return the actors that are not where their resources are reserved, given the nodes where they are."""
+        ...
+
     def publish(self, measures: Sequence[Measure]) -> None:
         """Show a monitor the newest measures, if there is a way to."""
         ...

@@ -55,6 +55,10 @@ class InProcessCluster:
         """The only machine stays."""
         return {}
 
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """There is one place."""
+        return ()
+
     def publish(self, measures: Sequence[Measure]) -> None:
         """Nobody watches a process from outside."""
 

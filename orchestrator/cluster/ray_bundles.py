@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from actors.errors import UserError
 from orchestrator.cluster.contract import Request
@@ -18,6 +18,10 @@ from orchestrator.cluster.contract import Request
 SAY_FIRST_S, SAY_EVERY_S = 3.0, 30.0
 A_LITTLE = 0.001
 """Of a node's resource `accelerator_type:KIND`, that Ray gives it 1 of; taken only to be placed there."""
+
+PLACE_WAIT_S = 1.0
+"""How long Ray may take to find the bundles of a lost node another place before a block goes anywhere."""
+LOOK_EVERY_S = 0.02
 
 
 def say_aloud(line: str) -> None:
@@ -68,6 +72,16 @@ def reserve(
         pause_s = SAY_EVERY_S
         say(f"waiting for resources since {waited:.0f} s: {what}")
     return group
+
+
+def is_placed(group: PlacementGroup) -> bool:
+    """Return whether every bundle has a node, waiting for those that have lost theirs."""
+    until = time.monotonic() + PLACE_WAIT_S
+    while placement_group_table(group)["state"] != "CREATED":
+        if time.monotonic() >= until:
+            return False
+        time.sleep(LOOK_EVERY_S)
+    return True
 
 
 def _lacking(requests: Sequence[Request]) -> str | None:

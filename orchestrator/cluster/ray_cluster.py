@@ -23,15 +23,15 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray import exceptions
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import RunError, UserError
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
-from orchestrator.cluster.ray_bundles import reserve
-from orchestrator.cluster.ray_drain import bundle_leaves, draining, elsewhere
+from orchestrator.cluster.ray_bundles import is_placed, reserve
+from orchestrator.cluster.ray_drain import bundle_leaves, bundle_nodes, draining, elsewhere
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_session import init_ray
@@ -42,9 +42,6 @@ START_DEADLINE_S = 120.0
 REPORT_WAIT_S = 0.3
 """Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
-PLACE_WAIT_S = 1.0
-"""How long Ray may take to find the bundles of a lost node another place before a block goes anywhere."""
-LOOK_EVERY_S = 0.02
 SPARE_TAKES = 2
 KEPT_TAKES = 16
 """Takes that a kept host can serve at a time; it is started before its edges are known."""
@@ -111,19 +108,10 @@ class RayCluster:
         host = remote_host(request.num_takes + SPARE_TAKES)
         if self._group is not None and bundle_leaves(self._group, index):
             return elsewhere(host, request)
-        if self._group is None or (request.is_anywhere and not self._is_placed(self._group)):
+        if self._group is None or (request.is_anywhere and not is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
-
-    def _is_placed(self, group: PlacementGroup) -> bool:
-        """Whether every bundle has a node, waiting for those that have lost theirs."""
-        until = time.monotonic() + PLACE_WAIT_S
-        while placement_group_table(group)["state"] != "CREATED":
-            if time.monotonic() >= until:
-                return False
-            time.sleep(LOOK_EVERY_S)
-        return True
 
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
@@ -311,6 +299,13 @@ class RayCluster:
     def leaving(self) -> Mapping[str, float]:
         """Return the nodes that are drained, with the seconds they have left; a Ray of our own drains none."""
         return {} if self._started_ray else draining()
+
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """Return the actors outside of their bundles, once every bundle has a place again."""
+        if self._group is None:
+            return ()
+        places = bundle_nodes(self._group, {name: index for name, (index, _) in self._requests.items()})
+        return [name for name, node in nodes.items() if places.get(name, node) != node]
 
     def publish(self, measures: Sequence[Measure]) -> None:
         """Let this node's agent serve them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray._private.state import state
@@ -21,6 +22,19 @@ def bundle_leaves(group: PlacementGroup, index: int) -> bool:
     """Return whether a bundle is on a node that will end: Ray moves it only after that."""
     leaving = draining()
     return bool(leaving) and placement_group_table(group)["bundles_to_node_id"].get(index) in leaving
+
+
+def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
+    """Return the node of every actor's bundle, given their indices.
+
+    Nothing is returned while a bundle has no node, and none that will end.
+    """
+    table = placement_group_table(group)
+    if table["state"] != "CREATED":
+        return {}
+    leaving = draining()
+    found = {name: table["bundles_to_node_id"].get(index) for name, index in bundles.items()}
+    return {name: node for name, node in found.items() if node is not None and node not in leaving}
 
 
 def elsewhere(host: Any, request: Request) -> Any:

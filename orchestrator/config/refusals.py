@@ -27,7 +27,7 @@ from orchestrator.config.sections import (
 
 _NOT_YET: Mapping[str, object] = {
     "wire": None,
-    "placement.blocks_per_actor": None, "placement.rebalance": None,
+    "placement.blocks_per_actor": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""
 

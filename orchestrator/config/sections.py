@@ -302,7 +302,8 @@ class PlacementSection(Section):
     object_store_bytes: int | None = Field(default=None, ge=78_643_200)
     """Size of a local cluster's object store."""
     blocks_per_actor: int | None = None
-    rebalance: bool | None = None
+    rebalance: bool = False
+    """Blocks that had to go elsewhere when a node was lost move back once there is a place for them again."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> PlacementSection:

@@ -21,7 +21,8 @@ from orchestrator.cluster.contract import Request
 from orchestrator.config import resolved
 from orchestrator.job_directory import JOB
 from tests.conftest import ROOT
-from tests.runs import config_of
+from tests.integration.test_ending import read_status, wait_until
+from tests.runs import config_of, run
 
 DEADLINE_S = 150.0
 pytestmark = pytest.mark.timeout(300)
@@ -80,6 +81,10 @@ class Training:
                 return line
         raise AssertionError(f"no line with {words!r}: {seen}")
 
+    def status(self):
+        assert self.process.poll() is None, "it has ended"
+        return read_status(self.folder)
+
     def blocks(self):
         """The blocks of the run that has ended, as its status tells of them."""
         assert self.process.wait(DEADLINE_S) == 0
@@ -104,6 +109,30 @@ def test_each_block_goes_where_it_asks_to_and_a_node_that_is_missing_is_waited_f
         assert len(set(kept)) == len(kept), "two blocks on one core"
     finally:
         nodes.remove_node(late)
+
+
+def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes_with_equal_weights(nodes, tmp_path):
+    """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third."""
+    lasting = {"training": {"epochs": 120}, "evaluation": {"every_epochs": 0}}
+    placement = {"backend": "ray", "cpus_per_block": 3, "rebalance": True}
+    third = add_node(nodes)
+    slow = {"faults": {"pad": 8}, "checkpoint": {"every_s": 5}}
+    training = Training(nodes, tmp_path, placement=placement, **lasting, **slow)
+    wait_until(lambda: training.status()["batch"] > 50, "the fiftieth batch")
+    [on_third] = [block["name"] for block in training.status()["blocks"] if block["node"] == third.node_id]
+    nodes.remove_node(third, allow_graceful=False)
+    training.line_with(f"{on_third} is back after")
+    fourth = add_node(nodes)
+    try:
+        where = {block["name"]: block["node"] for block in training.blocks()}
+        assert [name for name, node in where.items() if node == fourth.node_id] == [on_third]
+        summary = json.loads((training.folder / "summary.json").read_text())
+        moved = [(event["event"], event["actor"]) for event in summary["events"] if event["event"] in ("lost", "moved")]
+        assert moved == [("lost", on_third), ("moved", on_third)]
+        alone = run(tmp_path / "alone", **lasting)
+        assert summary["weights_sha256"] == alone.weights_sha256
+    finally:
+        nodes.remove_node(fourth)
 
 
 def test_a_kind_of_gpu_that_never_comes_ends_with_what_was_asked_and_what_is_there(nodes, tmp_path):

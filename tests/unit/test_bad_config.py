@@ -122,7 +122,6 @@ WRONG = [
 NOT_YET = [
     ("wire=bf16", "wire"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
-    ("placement.rebalance=true", "placement.rebalance"),
     ("network.blocks=auto", "network.blocks"),
 ]
 

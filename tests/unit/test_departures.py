@@ -15,7 +15,7 @@ class Run:
         self.losses, self.moved, self.snapshots, self.events = {}, [], 0, []
         self.departures = Departures(self, self, self.snapshot, self.event, lambda line: None, lambda: self.now)
 
-    def move(self, name, reason):
+    def move(self, name, reason, is_announced=True):
         self.moved.append(name)
         self.losses[name] = reason
 
@@ -96,3 +96,22 @@ def test_too_many_moves_end_the_run():
     run.position = 50
     with pytest.raises(RunError, match="its node b ends in 30 s"):
         run.look({"b": 30.0}, **HERE)
+
+
+def test_actors_move_back_after_a_snapshot_and_not_while_another_is_replaced():
+    run = Run()
+    run.departures.settle(["block1"])
+    run.departures.settle(["block1"])
+    assert run.snapshots == 1 and run.moved == []
+    run.position = 50
+    run.losses["block0"] = "died"
+    run.departures.settle(["block1"])
+    assert run.moved == []
+    run.losses.clear()
+    run.departures.settle(["block1"])
+    run.position = 60
+    run.departures.settle(["block1"])
+    assert run.moved == ["block1"] and run.snapshots == 2
+    run.losses.clear()
+    run.departures.settle([])
+    assert run.moved == ["block1"] and run.snapshots == 2
