@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class RayHosts:
         self.hidden, self.packages = self.folder / "hidden", self.folder / "packages"
         self.hidden.mkdir()
         self.packages.mkdir()
+        self._token = uuid.uuid4().hex
         self._nodes: dict[int, subprocess.Popen[Any]] = {}
         self.address = f"{self.hosts.address(0)}:{PORT}"
 
@@ -96,6 +98,7 @@ class RayHosts:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "UNLOCKED"))}
         return plain | {
             "PYTHONPATH": os.pathsep.join(paths), "RAY_ADDRESS": self.address, "RAY_worker_niceness": "0",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token,
             "RAY_prestart_worker_first_driver": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
