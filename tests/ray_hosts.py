@@ -63,7 +63,8 @@ class RayHosts:
     def start(self) -> None:
         """Start the nodes that don't run, and wait until the head knows all of them."""
         for host in range(self.hosts.count):
-            if not self.hosts.processes(host):
+            if self.has_ended(host):
+                self.hosts.power_off(host)  # what is left of the node before
                 self._start_node(host)
                 if host == 0:
                     self._wait_for_nodes([0])
@@ -83,6 +84,10 @@ class RayHosts:
         paths = [str(self.packages), str(ROOT)] if host else [str(ROOT)]
         with open(self.folder / f"node{host}.log", "ab") as out:
             self._nodes[host] = self.hosts.start(host, command, self.environment(*paths), out)
+
+    def has_ended(self, host: int) -> bool:
+        """Whether a host has no node."""
+        return host not in self._nodes or self._nodes[host].poll() is not None
 
     def terminate(self, host: int) -> None:
         """Tell a host's node to end, as a preempted machine does; it announces that, and has 30 s."""

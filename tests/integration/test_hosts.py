@@ -138,6 +138,7 @@ def test_the_blocks_of_a_host_cut_off_for_longer_than_the_time_out_move_and_thei
     summary = spread.summary()
     assert {f"block{index}" for index in moved} <= actors_of(summary, "recovered")
     assert weights(summary) == reference
+    wait_until(lambda: hosts.has_ended(far), "the end of the node that was given up")
 
 
 def test_a_host_that_announces_its_end_is_left_before_it_comes_and_that_is_no_failure(hosts, reference):
@@ -151,6 +152,7 @@ def test_a_host_that_announces_its_end_is_left_before_it_comes_and_that_is_no_fa
     assert left <= actors_of(summary, "moved") <= left | {"source"} and not actors_of(summary, "lost")
     assert all(event["position"] >= 0 for event in summary["events"] if event["event"] == "moved"), "no snapshot before"
     assert weights(summary) == reference
+    wait_until(lambda: hosts.has_ended(far), "the end that was announced")
 
 
 def test_fifty_milliseconds_and_one_lost_message_in_a_hundred_change_no_weight(hosts, reference):
