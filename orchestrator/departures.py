@@ -91,6 +91,7 @@ class Departures:
             self._astray_since = None
         elif self._astray_since is None:
             self._astray_since = self.commits.position
+            self.event(event="astray", actors=list(astray))
             self._snapshot()
         elif self.commits.position > self._astray_since:
             self._astray_since = None

@@ -58,7 +58,8 @@ def reserve(
         raise UserError(f"{lacking}; lower it or add nodes")
     bundles = [bundle(request) for request in requests]
     labels = [dict(request.labels) for request in requests]
-    group = placement_group(bundles, strategy=strategy, bundle_label_selector=labels if any(labels) else None)
+    selectors: dict[str, Any] = {"bundle_label_selector": labels} if any(labels) else {}
+    group = placement_group(bundles, strategy=strategy, **selectors)
     ready, since, pause_s = group.ready(), time.monotonic(), SAY_FIRST_S
     while not ray.wait([ready], timeout=max(0.0, min(pause_s, since + wait_s - time.monotonic())))[0]:
         waited = time.monotonic() - since
