@@ -46,8 +46,9 @@ while found != wanted:
 class RayHosts:
     """A Ray node with four CPUs on every host; `start` brings up those that are not there.
 
-    `folder` is the same everywhere; `hidden` in it is a disk of its own on every host but the first, as a folder that
-    is not shared would be. What lies in `packages` is installed on every host but the first.
+    `folder` is the same everywhere; `hidden` and Ray's own folder in it are disks of their own on every host but
+    the first, as folders that are not shared would be. What lies in
+    `packages` is installed on every host but the first.
     """
 
     def __init__(self, count: int) -> None:
@@ -55,6 +56,7 @@ class RayHosts:
         self.folder = Path(tempfile.mkdtemp(prefix="ulh-", dir="/tmp"))  # Ray's socket names must stay short
         self.hidden, self.packages = self.folder / "hidden", self.folder / "packages"
         self.hidden.mkdir()
+        (self.folder / "ray").mkdir()
         self.packages.mkdir()
         self._token = uuid.uuid4().hex
         self._nodes: dict[int, subprocess.Popen[Any]] = {}
@@ -79,7 +81,8 @@ class RayHosts:
             f"--resources={json.dumps({f'host{host}': 4})}",
             "--object-store-memory=150000000", "--disable-usage-stats",
         ]  # fmt: skip
-        hides = ["sh", "-c", f'mount -t tmpfs tmpfs {self.hidden} && exec "$0" "$@"'] if host else []
+        own = f'mount -t tmpfs tmpfs {self.hidden} && mount -t tmpfs tmpfs {self.folder / "ray"} && exec "$0" "$@"'
+        hides = ["sh", "-c", own] if host else []
         command = [*hides, sys.executable, "-m", "ray.scripts.scripts", "start", *words]
         paths = [str(self.packages), str(ROOT)] if host else [str(ROOT)]
         with open(self.folder / f"node{host}.log", "ab") as out:
