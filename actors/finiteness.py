@@ -65,6 +65,12 @@ class Finiteness:
 
 
 def is_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all numbers are finite; whole numbers always are."""
+    """Whether all numbers are finite; whole numbers always are.
+
+    A sum of numbers of which one is not finite is not finite either, and takes a fraction of the time of looking at
+    each; where finite numbers have a sum that overflows, each is looked at.
+    """
     floats = [t.detach() for t in tensors if t is not None and t.is_floating_point() and t.numel()]
-    return not floats or bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
+    if all(t.device.type == "cpu" and math.isfinite(t.sum().item()) for t in floats):
+        return True
+    return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())

@@ -150,6 +150,11 @@ class LearningRule(nn.Module):
         """Return the locks that the rule removes with these settings."""
         return cls.removes_locks
 
+    @classmethod
+    def cut_matters(cls, config: RuleConfig) -> str:
+        """Return why other cuts would train other weights, as what follows the rule's name; empty if they don't."""
+        return "has losses or parameters of its own at every block"
+
     def prepare(self, body: nn.Module) -> nn.Module:
         """Return the body to train; a rule may swap layers here."""
         return body

@@ -52,6 +52,13 @@ class ReachRule(LearningRule):
         assert isinstance(config, ReachConfig)
         return ("update", "backward") if config.reach == 1 else ()
 
+    @classmethod
+    def cut_matters(cls, config: RuleConfig) -> str:
+        """With one loss, at the end, and gradients that go all the way, the cut decides who computes and not what."""
+        assert isinstance(config, ReachConfig)
+        is_whole = config.reach is None and config.losses == "last"
+        return "" if is_whole else "has losses at every block, or gradients that do not go all the way"
+
     def now(self, p: Pass, credit: Tensor | None) -> Sent:
         """Start the own loss's backward pass; update at once if no other loss reaches this block."""
         if credit is None:

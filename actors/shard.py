@@ -17,6 +17,8 @@ from actors.fail_points import NO_FAIL_POINTS, FailPoints
 from actors.state_tree import copied, flatten, unflatten
 from actors.storage import Storage
 
+MAX_HEADER_BYTES = 64 * 1024**2
+"""Of the names, shapes and plain values of a block."""
 _HEADER_BYTES = 8
 """Of a safetensors file: the length of its header, little-endian."""
 
@@ -66,6 +68,8 @@ def read_shard(storage: Storage, file: ShardFile) -> Any:
     data = shard_bytes(storage, file)
     try:
         size = int.from_bytes(data[:_HEADER_BYTES], "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {size} bytes, expected at most {MAX_HEADER_BYTES}")
         header = json.loads(data[_HEADER_BYTES : _HEADER_BYTES + size])
         return unflatten(load(data), json.loads(header["__metadata__"]["state"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

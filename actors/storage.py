@@ -60,6 +60,7 @@ class LocalStorage:
     def write(self, name: str, data: bytes, points: FailPoints = NO_FAIL_POINTS) -> None:
         """Write beside the name, make it last, then rename."""
         path = self._root / name
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         with open(partial, "wb") as file:

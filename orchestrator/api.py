@@ -12,11 +12,12 @@ from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
-from orchestrator.config import RunConfig, config_from_mapping, load_config
+from orchestrator.config import RunConfig, config_from_mapping
 from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
 from orchestrator.plan import Plan, make_plan
+from orchestrator.recut import recut, recut_refusal
 from orchestrator.run_directory import RunDirectory
 from orchestrator.summary import Summary
 
@@ -44,7 +45,7 @@ def train(
         config = config_from_mapping(config, find_catalog())
     check_machine(config)
     plan = make_plan(config)
-    directory = RunDirectory.create(config, fresh=fresh)
+    directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
     if directory.is_finished:
         if directory.read_summary()["epochs"] >= plan.num_epochs:
             return Summary(**directory.read_summary())
@@ -56,10 +57,22 @@ def train(
     lease = Lease(directory.lease_json)
     lease.acquire()
     try:
+        _recut(config, plan, directory, lease)
         directory.keep(config)
         return _train(config, plan, directory, lease, progress=progress, cluster=cluster)
     finally:
         lease.release()
+
+
+def _recut(config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease) -> None:
+    """Put the checkpoint that the run goes on from together anew, if it was cut into other blocks."""
+    storage = open_storage(directory.checkpoint_address(config.checkpoint.uri))
+    checkpoints = Checkpoints(storage, directory.run_id, cut=plan.blocks)
+    if not any(checkpoint.is_cut_otherwise(plan.blocks) for checkpoint in checkpoints.all()[0]):
+        return  # verifying one reads all of it
+    found, _ = checkpoints.resume_point(is_finished=directory.is_finished)
+    if found is not None and found.is_cut_otherwise(plan.blocks):
+        recut(config, plan, checkpoints, found, lease.epoch)
 
 
 def _train(
@@ -86,7 +99,7 @@ def resume(run: str | Path, *, progress: bool = True, cluster: Cluster | None = 
         UserError, RunError: as `train`; UserError also if `run` is no run directory.
     """
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
+    config = directory.config(find_catalog())
     here = config.model_copy(update={"run_dir": str(directory.path)})
     return train(here, progress=progress, cluster=cluster)
 
@@ -106,7 +119,7 @@ def verify(run: str | Path) -> Verified:
         UserError: `run` is no run directory.
     """
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
+    config = directory.config(find_catalog())
     checkpoints = Checkpoints(open_storage(directory.checkpoint_address(config.checkpoint.uri)), directory.run_id)
     committed, lines = checkpoints.all()
     for checkpoint in committed:

@@ -26,6 +26,8 @@ class Checkpoint:
     position: int
     shards: tuple[ShardFile, ...]
     source: Mapping[str, Any] = field(default_factory=dict)
+    cut: tuple[tuple[str, ...], ...] = ()
+    """The names of every block's layers; empty if it does not say."""
 
     @property
     def folder(self) -> str:
@@ -36,6 +38,11 @@ class Checkpoint:
     def is_last(self) -> bool:
         """Whether training had ended there, with all outstanding feedback handled."""
         return bool(Flags(self.source.get("orders", 0)) & Flags.LAST)
+
+    def is_cut_otherwise(self, cut: Sequence[Sequence[str]]) -> bool:
+        """Whether its blocks have other layers than these."""
+        mine = [tuple(layers) for layers in self.cut]
+        return len(self.shards) != len(cut) or bool(mine and mine != [tuple(layers) for layers in cut])
 
     def read(self, index: int) -> Any:
         """Return the state of the block with this index.
@@ -63,10 +70,15 @@ class Checkpoints:
         storage: where they are.
         run: name of the run; manifests of another one are damaged.
         points: where this process dies, for tests.
+        cut: the names of the layers of the blocks whose checkpoints are committed.
     """
 
-    def __init__(self, storage: Storage, run: str | None = None, points: FailPoints = NO_FAIL_POINTS) -> None:
+    def __init__(
+        self, storage: Storage, run: str | None = None, points: FailPoints = NO_FAIL_POINTS,
+        cut: Sequence[Sequence[str]] = (),
+    ) -> None:  # fmt: skip
         self.storage, self.run, self.points = storage, run, points
+        self.cut = tuple(tuple(layers) for layers in cut)
 
     def commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Checkpoint:
         """Verify shards that have been written, then write their manifest: from then on the checkpoint exists.
@@ -75,13 +87,14 @@ class Checkpoints:
             RunError: a shard is not what was written.
             OSError: the manifest can't be written.
         """
-        checkpoint = Checkpoint(self.storage, position, tuple(shards), source)
+        checkpoint = Checkpoint(self.storage, position, tuple(shards), source, self.cut)
         if damage := checkpoint.damage():
             raise RunError(damage[0])
         manifest = {
             "format": FORMAT,
             "run": self.run,
             "position": position,
+            "cut": self.cut,
             "shards": [asdict(shard) for shard in shards],
             "source": dict(source),
         }
@@ -156,7 +169,8 @@ class Checkpoints:
             if self.run is not None and manifest["run"] != self.run:
                 raise ValueError(f"it is of run {manifest['run']}, expected {self.run}")
             shards = tuple(ShardFile(**shard) for shard in manifest["shards"])
-            return Checkpoint(self.storage, int(manifest["position"]), shards, manifest["source"])
+            cut = tuple(tuple(layers) for layers in manifest.get("cut", ()))
+            return Checkpoint(self.storage, int(manifest["position"]), shards, manifest["source"], cut)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{where}: can't be used ({error})") from None
 

@@ -25,7 +25,7 @@ from actors.plugins import plugin_class
 from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoint, newest_checkpoint
-from orchestrator.config import RunConfig, load_config
+from orchestrator.config import RunConfig
 from orchestrator.plan import make_plan
 from orchestrator.run_directory import RunDirectory
 from orchestrator.specs import block_spec, data_spec, network_spec
@@ -89,7 +89,7 @@ def assemble(config: RunConfig, input_shape: tuple[int, ...], num_classes: int) 
 
 def _trained(run: str | Path) -> tuple[RunConfig, Checkpoint]:
     directory = RunDirectory.open(run)
-    config = load_config([directory.config_yaml], [], find_catalog())
+    config = directory.config(find_catalog())
     return config, newest_checkpoint(open_storage(directory.checkpoint_address(config.checkpoint.uri)))
 
 

@@ -39,6 +39,7 @@ from orchestrator.recovery import Recovery
 from orchestrator.run_directory import RunDirectory
 from orchestrator.specs import is_unordered, kills_of
 from orchestrator.status import status_of
+from orchestrator.store_room import fitted
 from orchestrator.summary import (
     Summary,
     accuracy,
@@ -79,7 +80,7 @@ class Orchestrator:
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
-        checkpoints = Checkpoints(storage, directory.run_id, points)
+        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
         self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
         self.commits = Commits(
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
@@ -127,6 +128,10 @@ class Orchestrator:
         if self.start_from is not None:
             self.metrics.event(event="resumed", position=self.start_from.position)
             self.progress.say(f"going on from the checkpoint at batch {self.start_from.position}")
+        self.config, warning = fitted(self.config, self.plan, self.cluster.store_bytes())
+        self.crew.config = self.config
+        if warning is not None:
+            self._tell_once(warning, "object store")
         self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 

@@ -41,6 +41,8 @@ class Plan:
     num_samples: int
     batches_per_epoch: int
     num_epochs: int
+    num_evaluated: int = 0
+    """Samples of one evaluation."""
     phase_batches: int | None = None
     """Under `sequential`: batches that each block trains on."""
 
@@ -92,6 +94,11 @@ def make_plan(config: RunConfig) -> Plan:
         num_classes=data.num_classes,
         num_samples=len(data.train),
         batches_per_epoch=batches.batches_per_epoch,
+        num_evaluated=sum(
+            len(split)
+            for name, split in (("test", data.test), ("validation", data.validation))
+            if split is not None and name in config.evaluation.splits
+        ),
         num_epochs=epochs * len(blocks) if is_sequential else epochs,
         phase_batches=epochs * batches.batches_per_epoch if is_sequential else None,
     )

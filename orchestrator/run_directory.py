@@ -15,13 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from actors.errors import UserError
-from orchestrator.config import RunConfig, resolved, same_run
+from orchestrator.config import RunConfig, load_config, resolved, same_run
+from orchestrator.config.catalog import Catalog
 from orchestrator.job_directory import run_dir_here
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
     "run_id", "tensorboard", "checkpoints", "control", "steps", "lease.json", "config.yaml",
 )  # fmt: skip
+
+
+_CUT = {"network.blocks", "network.cuts"}
+_FIXED = "the cut of this run is fixed"
 
 
 class RunDirectory:
@@ -41,8 +46,13 @@ class RunDirectory:
         self.steps = path / "steps"
 
     @classmethod
-    def create(cls, config: RunConfig, *, fresh: bool = False) -> RunDirectory:
+    def create(cls, config: RunConfig, *, fresh: bool = False, recut_refusal: str = _FIXED) -> RunDirectory:
         """Make the run's folder, or return that of a run of the same config.
+
+        Args:
+            config: the run's.
+            fresh: delete an earlier run.
+            recut_refusal: why the earlier run can't go on with other blocks; empty if it can.
 
         Raises:
             UserError: the folder holds something else.
@@ -51,7 +61,7 @@ class RunDirectory:
         try:
             was_run = directory.config_yaml.exists()
             if was_run and not fresh:
-                directory._check_same(config)
+                directory._check_same(config, recut_refusal)
                 return directory
             if was_run:
                 directory._clear()
@@ -79,6 +89,25 @@ class RunDirectory:
         if not directory.config_yaml.is_file():
             raise UserError(f"{directory.path}: no run (it has no config.yaml); give the run_dir of a training run")
         return directory
+
+    def config(self, catalog: Catalog) -> RunConfig:
+        """Return the run's config. What it names as a `factory` is imported, so nobody else may have written it.
+
+        Raises:
+            UserError: it is damaged, or names a factory and belongs to another user.
+        """
+        for section, values in self._read_config().items():
+            if isinstance(values, dict) and values.get("factory") is not None:
+                self._check_own(f"{section}.factory")
+        return load_config([self.config_yaml], [], catalog)
+
+    def _check_own(self, key: str) -> None:
+        for path in (self.path, self.config_yaml):
+            if path.stat().st_uid != os.getuid():
+                raise UserError(
+                    f"{path}: belongs to user {path.stat().st_uid}, and its {key} would be imported, expected a run of "
+                    f"your own; copy it if you trust it"
+                )
 
     def keep(self, config: RunConfig) -> None:
         """Write the run's config, which may differ from the one before in what does not make it another run."""
@@ -131,9 +160,15 @@ class RunDirectory:
         """Write timeline.json by rename, compactly."""
         write_json(self.timeline_json, timeline, indent=None)
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _check_same(self, config: RunConfig, recut_refusal: str) -> None:
         differing = same_run(self._read_config(), resolved(config))
-        if differing:
+        if differing and set(differing) <= _CUT:
+            if recut_refusal:
+                raise UserError(
+                    f"run_dir: {self.path} was cut into other blocks ({', '.join(differing)}), and {recut_refusal}; "
+                    f"leave them as they were, choose another run_dir, or start anew with --fresh"
+                )
+        elif differing:
             raise UserError(
                 f"run_dir: {self.path} holds another run (it differs in {', '.join(differing[:5])}); "
                 f"choose another run_dir, or start anew with --fresh"

@@ -146,10 +146,15 @@ def is_retaining(config: RunConfig) -> bool:
     return durability(config).mode == "local" and not is_unordered(config)
 
 
+_LABEL_BYTES = 16
+"""A sample's labels, on their way up and to others."""
+
+
 def most_uncovered(config: RunConfig, plan: Plan) -> int:
     """Return how many batches may leave before a checkpoint covers them, so that no actor keeps more than its share.
 
-    A block keeps what it has sent up and down; evaluation batches come on top, until the checkpoint after them.
+    A block keeps what it has sent up and down, and the batches of an evaluation until the checkpoint after it. An
+    evaluation that takes more than half of the share comes on top.
     """
     sizes = [math.prod(shape) for shape in plan.shapes]
     has_feedback = [need.feedback is not Feedback.NONE for need in plan.needs]
@@ -158,8 +163,10 @@ def most_uncovered(config: RunConfig, plan: Plan) -> int:
         up = sizes[index + 1] if index + 1 < len(sizes) else 0
         down = sizes[index] if index > 0 and has_feedback[index - 1] else 0
         kept.append(up + down)
-    batch_bytes = 4 * config.data.batch_size * max(kept)
-    return max(2, config.recovery.retention_bytes // batch_bytes)
+    sample_bytes, share = 4 * max(kept) + _LABEL_BYTES, config.recovery.retention_bytes
+    evaluation_bytes = plan.num_evaluated * sample_bytes
+    room = share - evaluation_bytes if 2 * evaluation_bytes <= share else share
+    return max(2, room // (config.data.batch_size * sample_bytes))
 
 
 def kills_of(config: RunConfig, actor: str) -> tuple[Kill, ...]:

@@ -104,7 +104,9 @@ class Outbox:
         self._session: Session = (-1, -1)
         self._session_first = 0
         self._closed = False
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._filled = threading.Condition(lock), threading.Condition(lock)
+        """What the producer waits for, and the consumer's takes; a message wakes one of these only."""
 
     @property
     def num_sent(self) -> int:
@@ -147,7 +149,7 @@ class Outbox:
             self._most_waiting = max(self._most_waiting, self.num_waiting)
             self.num_bytes += packet.num_bytes
             self._free()
-            self._changed.notify_all()
+            self._filled.notify()
         return True
 
     def _packed(self, message: Message, sequence: int) -> Packet:
@@ -179,7 +181,7 @@ class Outbox:
         """Promise that nothing follows; what is stored can still be taken."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._filled.notify_all()
 
     def take(self, take: Take) -> Reply:
         """Answer a consumer: at most `limit` further messages, waiting at most 1 s for the first.
@@ -193,7 +195,7 @@ class Outbox:
             self._acknowledge(take)
             if take.limit == 0:
                 return self._reply(take, ())
-            self._changed.wait_for(
+            self._filled.wait_for(
                 lambda: self._cursor < self._next_sequence or self._closed or take.session < self._session,
                 min(take.wait_s, MAX_WAIT_S),
             )
@@ -228,6 +230,7 @@ class Outbox:
                 f"kept are {first} to {self._next_sequence - 1}"
             )
         self._session = take.session
+        self._filled.notify_all()
         self._cursor = self._session_first = max(wanted, first) if self.is_lossy else wanted
         self.received = take.received
 

@@ -1,14 +1,18 @@
 """Carrier over Ray: a take is an actor call of the producer, in its own concurrency group.
 
 The consumer owns the results, so a message that was taken survives its producer's process. Buffers
-above Ray's inline limit come as read-only views of shared memory.
+above Ray's inline limit come as read-only views of shared memory. A reply is fetched by Ray's own thread
+as soon as it is there, while the program computes; the program only picks it up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
-import ray
 from ray import exceptions
 
 from actors.errors import EdgeError, LostReply
@@ -23,24 +27,36 @@ class RayPort:
     """
 
     def __init__(self, producer: Any) -> None:
+        self._producer = producer
         self._take = producer.take.options(concurrency_group="io", enable_task_events=False)
-        self._calls: dict[ray.ObjectRef, Take] = {}
+        self._ended: SimpleQueue[tuple[Take, Future[Reply]]] = SimpleQueue()
+
+    def __reduce__(self) -> tuple[Callable[..., RayPort], tuple[Any]]:
+        return RayPort, (self._producer,)
 
     def request(self, take: Take) -> None:
         """Start the call."""
-        self._calls[self._take.remote(take)] = take
+        self._take.remote(take).future().add_done_callback(partial(self._note, take))
+
+    def _note(self, take: Take, call: Future[Reply]) -> None:
+        self._ended.put((take, call))
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Return the calls that ended, waiting up to `wait_s` seconds for the first."""
-        ready, pending = ray.wait(list(self._calls), num_returns=1, timeout=wait_s)
-        if ready and pending:
-            ready += ray.wait(pending, num_returns=len(pending), timeout=0)[0]
-        return [(self._calls.pop(ref), _result(ref)) for ref in ready]
+        found: list[tuple[Take, Reply | Exception]] = []
+        try:
+            take, call = self._ended.get(timeout=wait_s)
+            found.append((take, _result(call)))
+            while True:
+                take, call = self._ended.get_nowait()
+                found.append((take, _result(call)))
+        except Empty:
+            return found
 
 
-def _result(ref: ray.ObjectRef) -> Reply | Exception:
+def _result(call: Future[Reply]) -> Reply | Exception:
     try:
-        return ray.get(ref)
+        return call.result()
     except exceptions.RayTaskError as error:
         cause = error.cause
         return cause if isinstance(cause, EdgeError) else EdgeError(f"the producer failed: {cause}")

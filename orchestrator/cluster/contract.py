@@ -72,6 +72,10 @@ class Cluster(Protocol):
         """Return the CPUs each block gets when the user leaves it to us; a fraction if there are too few."""
         ...
 
+    def store_bytes(self) -> int | None:
+        """Return the size of the smallest node's object store; None if messages do not travel through one."""
+        ...
+
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
         """Start one host per request, placed in the order given, and `spares` that wait to replace one."""
         ...

@@ -36,6 +36,9 @@ class InProcessCluster:
         """All blocks share this process."""
         return 1.0
 
+    def store_bytes(self) -> None:
+        """Messages stay where they are."""
+
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
         """Make one host per request.
 

@@ -34,7 +34,7 @@ from orchestrator.cluster.ray_bundles import is_placed, reserve
 from orchestrator.cluster.ray_drain import bundle_leaves, bundle_nodes, draining, elsewhere
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
-from orchestrator.cluster.ray_session import init_ray
+from orchestrator.cluster.ray_session import first_line, init_ray
 from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
@@ -83,6 +83,11 @@ class RayCluster:
         """Return one CPU per block, or an equal share of what the cluster has."""
         has = ray.cluster_resources().get("CPU", 1.0)
         return min(1.0, math.floor((has - reserved) / num_blocks * 1000) / 1000)
+
+    def store_bytes(self) -> int | None:
+        """Return the size of the smallest node's object store."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return min((int(has["object_store_memory"]) for has in alive if "object_store_memory" in has), default=None)
 
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
         """Reserve one bundle per actor and start a host in each; spares wait outside of the bundles.
@@ -363,7 +368,7 @@ class RayCluster:
                 raise UserError(str(error.cause)) from None
             raise RunError(f"{name}: {error.cause!r}\n{error}") from None
         except exceptions.RayActorError as error:
-            raise RunError(f"{name}: the process died while it was set up ({_first_line(error)})") from None
+            raise RunError(f"{name}: the process died while it was set up ({first_line(error)})") from None
 
     def _ended(self, name: str, ref: Any) -> Ended:
         error = _error(ref)
@@ -377,7 +382,7 @@ class RayCluster:
             return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
         if isinstance(error, exceptions.RayActorError):
             self._dead.append(self._hosts[name])
-        return Ended(name, reason=f"its process died ({_first_line(error)})", traceback=str(error), died=True)
+        return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
 
 
 def _error(ref: Any) -> exceptions.RayError | None:
@@ -386,7 +391,3 @@ def _error(ref: Any) -> exceptions.RayError | None:
     except exceptions.RayError as error:
         return error
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

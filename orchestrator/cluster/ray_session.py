@@ -7,7 +7,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -36,16 +37,19 @@ def init_ray(object_store_bytes: int | None) -> None:
             "object_store_memory": object_store_bytes,
         }
     _check_answers(address)
+    environment = _worker_environment() if local else new_variables()
     since = time.monotonic()
     try:
-        ray.init(
-            address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
-            logging_level=logging.ERROR, runtime_env={"env_vars": new_variables()}, **local,
-        )  # fmt: skip
+        # A local cluster inherits the environment; one that runs is asked to set it, which its workers wait for.
+        with _inherited(environment if local else {}):
+            ray.init(
+                address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
+                logging_level=logging.ERROR, runtime_env=None if local else {"env_vars": environment}, **local,
+            )  # fmt: skip
     except (ConnectionError, TimeoutError) as error:
         raise UserError(
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
-            f"({str(error).splitlines()[0]}); check the address, or unset it to run on this machine"
+            f"({first_line(error)}); check the address, or unset it to run on this machine"
         ) from None
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
@@ -96,3 +100,23 @@ def _worker_environment() -> dict[str, str]:
     return environment | (
         {"PYTHONPATH": os.pathsep.join([os.getcwd(), *paths])} if "RAY_ADDRESS" not in os.environ else {}
     )
+
+
+@contextmanager
+def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that are started in the body of a `with` have these variables."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -54,6 +54,11 @@ def check_durability(config: RunConfig) -> None:
             "recovery.mode: got 'local' without periodic checkpoints, so every message would be kept for ever; set "
             "checkpoint.every_batches or checkpoint.every_s, or recovery.mode=global"
         )
+    if config.checkpoint.uri is not None and re.match(r"[^:/]+://[^/@]*:[^/@]*@", config.checkpoint.uri):
+        raise UserError(
+            "checkpoint.uri: got an address with a password in it, expected none, since it is written to config.yaml; "
+            "give credentials by the environment"
+        )
     deadline = config.recovery.step_deadline_s
     if not isinstance(deadline, str) and not 0 < deadline < float("inf"):
         raise UserError(f"recovery.step_deadline_s: got {deadline}, expected more than 0, or auto; correct it")

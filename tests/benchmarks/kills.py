@@ -102,14 +102,16 @@ def killed_run(cluster: RayCluster, rule: str, mode: str, seed: int) -> tuple[Su
 def line_of(cluster: RayCluster, rule: str, mode: str, seed: int, expected: Summary) -> dict[str, Any]:
     """Do one run and say what it has shown."""
     summary, told = killed_run(cluster, rule, mode, seed)
-    same = [a["weights_sha256"] == b["weights_sha256"] for a, b in zip(summary.blocks, expected.blocks, strict=True)]
+    got, wanted = ([block["weights_sha256"] for block in x.blocks] for x in (summary, expected))
     lost = [event for event in summary.events if event["event"] == "lost"]
     back = [event for event in summary.events if event["event"] == "recovered"]
     return {
-        "rule": rule, "mode": mode, "seed": seed, **told, "lost": len(lost), "equal_weights": all(same),
+        "rule": rule, "mode": mode, "seed": seed, **told, "lost": len(lost), "equal_weights": got == wanted,
         "balanced": not [event for event in summary.events if event["event"] == "imbalance"],
         "recovered_after_s": [event["after_s"] for event in back if event["actor"] in {e["actor"] for e in lost}],
         "batches_repeated": [event["batches_repeated"] for event in back], "wall_s": round(summary.wall_s, 2),
+        "load": round(os.getloadavg()[0], 1),
+        **({} if got == wanted else {"weights_sha256": got, "expected_sha256": wanted, "events": summary.events}),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/methods.py --plan           what is left to do, and how long it takes
     python tests/benchmarks/methods.py                  tuning and final runs, two at a time; stop and go on at will
+    python tests/benchmarks/methods.py --longer         methods that miss their gap, with three times the epochs
     python tests/benchmarks/methods.py --throughput     short runs over Ray for samples/s
     python tests/benchmarks/methods.py --table          the tables; --write-readme puts them into README.md
 
@@ -18,7 +19,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,25 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.methods_estimate import seconds_left, unit_seconds_left  # noqa: E402
-from tests.benchmarks.methods_plan import FULL, SHORT, Job, MethodsPlan, method_names  # noqa: E402
+from tests.benchmarks.methods_plan import FULL, SHORT, Job, Lines, MethodsPlan, method_names  # noqa: E402
 from tests.benchmarks.methods_report import read_causes, report, write_between_markers  # noqa: E402
 from tests.benchmarks.methods_results import FOLDER, Results  # noqa: E402
 from tests.benchmarks.methods_runs import commit, one_thread, perform  # noqa: E402
 
 Perform = Callable[[Job], dict[str, Any] | None]
+NextJob = Callable[[Lines, Collection[Job]], Job | None]
+"""Given the lines that are there and the runs under way, returns the first run that is missing, or None."""
 
 
 def run_all(
-    plan: MethodsPlan, results: Results, pool: Executor, do: Perform, *, workers: int, minutes: float = float("inf")
+    next_job: NextJob, results: Results, pool: Executor, do: Perform, *, workers: int, minutes: float = float("inf")
 ) -> None:
     """Let the pool do what is missing, `workers` runs at a time; none is started after `minutes`."""
     until = time.monotonic() + 60 * minutes
     running: dict[Future[dict[str, Any] | None], Job] = {}
     while True:
         while len(running) < workers and time.monotonic() < until:
-            job = plan.next_job(results.lines, running.values())
+            job = next_job(results.lines, running.values())
             if job is None:
                 break
             running[pool.submit(do, job)] = job
@@ -54,6 +57,13 @@ def run_all(
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             running.pop(future)
             keep(results, future.result())
+
+
+def next_longer(plan: MethodsPlan) -> NextJob:
+    """Return what chooses among the longer runs."""
+    return lambda lines, running: next(
+        (job for job in plan.longer_jobs(lines) if job.key not in lines and job not in running), None
+    )
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
@@ -108,6 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="digits, one seed, about 10 minutes")
     parser.add_argument("--plan", action="store_true", help="print what is left to do")
+    parser.add_argument("--longer", action="store_true", help="more epochs for the methods that miss their gap")
     parser.add_argument("--throughput", action="store_true", help="short runs over Ray for samples/s")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     parser.add_argument("--write-readme", action="store_true", help="put the tables between README.md's markers")
@@ -132,8 +143,9 @@ def main() -> int:
         time_all(plan, results, arguments.minutes)
     elif not (arguments.table or arguments.write_readme):
         do = functools.partial(perform, commit=commit())
+        choose = next_longer(plan) if arguments.longer else plan.next_job
         with processes(arguments.workers) as pool:
-            run_all(plan, results, pool, do, workers=arguments.workers, minutes=arguments.minutes)
+            run_all(choose, results, pool, do, workers=arguments.workers, minutes=arguments.minutes)
     text = report(plan, results.lines, read_causes())
     print(text)
     if arguments.write_readme:

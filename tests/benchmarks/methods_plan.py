@@ -23,6 +23,7 @@ from actors.errors import UserError
 from orchestrator.catalog import find_catalog
 from orchestrator.config import RunConfig, config_from_mapping, resolved
 from tests.benchmarks.methods_rates import Point, best_point, next_point, rate_at
+from tests.benchmarks.methods_table import rows
 from tests.benchmarks.methods_targets import REFERENCES, TARGET_GAPS
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,7 @@ class Budget:
         seeds: of the final runs; each draws its own samples.
         tuning_seed: another one.
         timed_runs: runs per method whose pace is taken.
+        longer: how many times the epochs of a final run, for methods that miss their gap and for what they miss it to.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Budget:
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
     timed_runs: int = 3
+    longer: int = 3
 
 
 FULL = Budget(
@@ -123,7 +126,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: `phase` is tuning, final or throughput, `config` all that it depends on."""
+    """One run: `phase` is tuning, final, longer or throughput, `config` all that it depends on."""
 
     phase: str
     network: str
@@ -219,6 +222,20 @@ class MethodsPlan:
                 if unit.refused is None:
                     yield self._job(unit, "throughput", repetition, dict(unit.rates))
 
+    def longer_jobs(self, lines: Lines) -> list[Job]:
+        """Return final runs with more epochs, seed by seed: would a method that misses its gap get there later?"""
+        current = self.current(lines)
+        jobs: list[Job | None] = []
+        for network, targets in TARGET_GAPS.items():
+            units = {unit.method: unit for unit in self.units if unit.network == network and unit.refused is None}
+            missed = [row.method for row in rows(current, network, targets) if row.target_verdict == "missed"]
+            names = ["backprop", *missed] if missed else []
+            jobs += [
+                self.final(units[name], seed, lines, "longer")
+                for seed in self.budget.seeds for name in names if name in units
+            ]  # fmt: skip
+        return [job for job in jobs if job is not None]
+
     def all_runs(self, unit: Unit) -> dict[str, int]:
         """Return how many runs a method gets in each phase."""
         return {"tuning": self.budget.tuning_runs, "final": len(self.budget.seeds)} if unit.refused is None else {}
@@ -229,7 +246,9 @@ class MethodsPlan:
         for unit in self.units:
             if unit.refused is None:
                 jobs += self._tuning_jobs(unit, lines)
-                jobs += [job for seed in self.budget.seeds if (job := self.final(unit, seed, lines)) is not None]
+                for phase in ("final", "longer"):
+                    found = (self.final(unit, seed, lines, phase) for seed in self.budget.seeds)
+                    jobs += [job for job in found if job is not None]
         return [lines[job.key] for job in jobs if job.key in lines]
 
     # ------------------------------------------------------------------ one method
@@ -241,13 +260,13 @@ class MethodsPlan:
             return None
         return self._tuning(unit, next_point(tried, len(unit.rates)))
 
-    def final(self, unit: Unit, seed: int, lines: Lines) -> Job | None:
-        """Return the final run of a seed; None while rates are being chosen, or if no rate worked."""
+    def final(self, unit: Unit, seed: int, lines: Lines, phase: str = "final") -> Job | None:
+        """Return the final (or `longer`) run of a seed; None while rates are being chosen, or if no rate worked."""
         tried = self._tried(unit, lines)
         best = best_point(tried)
         if len(tried) < self.budget.tuning_runs or best is None:
             return None
-        return self._job(unit, "final", seed, _rates(unit, best))
+        return self._job(unit, phase, seed, _rates(unit, best))
 
     def _tried(self, unit: Unit, lines: Lines) -> dict[Point, float | None]:
         """Replay the search from the results that are there."""
@@ -296,7 +315,9 @@ class MethodsPlan:
         if phase == "throughput":
             timed = {"data.limit": own.timed_batches * budget.batch_size, "training.epochs": 1}
             return always | timed | {"evaluation.splits": [], "placement.backend": "ray"}
-        if phase == "final":
+        if phase == "longer":
+            always["training.epochs"] = budget.epochs * budget.longer
+        if phase in ("final", "longer"):
             return always | {"data.limit": own.final_samples, "evaluation.splits": ["test"]}
         return always | {
             "data.limit": own.tuning_samples + budget.validation_samples,

@@ -102,7 +102,7 @@ def _num_evaluated(job: Job) -> int:
     data = job.config.data
     if job.phase == "tuning":
         return int(data.validation)
-    return _num_test(str(data.name)) if job.phase == "final" else 0
+    return _num_test(str(data.name)) if job.phase in ("final", "longer") else 0
 
 
 @cache

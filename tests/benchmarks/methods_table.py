@@ -25,6 +25,7 @@ Causes = Mapping[str, Mapping[str, str]]
 """Network -> method -> why it misses what is expected of it; written by a person."""
 
 NO_CAUSE = "cause not found yet"
+TOO_FEW_SEEDS = "the seeds differ by more than the gain"
 FINE = ("", "met", "met within its interval", "better", NOT_JUDGED)
 HEADER = (
     "method", "test accuracy, %", "gap to backprop", "target", "gain over shallow", "rate",
@@ -46,6 +47,8 @@ class Row:
     rates: Mapping[str, float]
     traffic: Mapping[str, float]
     samples_per_s: float | None
+    longer: Interval | None = None
+    """The gap where both have trained for more epochs."""
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -100,13 +103,14 @@ def _row(lines: Lines, network: str, method: str, accuracies: Mapping[str, Mappi
             (x["bytes_per_edge_and_sample"] for x in [*timed, *final] if "bytes_per_edge_and_sample" in x), {}
         ),
         samples_per_s=statistics.median(paces) if paces else None,
+        longer=paired(*(_accuracies(lines, name, "longer") for name in ("backprop", method))),
         failures=_failures(lines, method),
     )
 
 
-def _accuracies(lines: Lines, method: str) -> dict[int, float]:
-    """Return the test accuracy, in points, by seed, of the final runs that have one."""
-    found = (x for x in lines if x["method"] == method and x["phase"] == "final" and "test_accuracy" in x)
+def _accuracies(lines: Lines, method: str, phase: str = "final") -> dict[int, float]:
+    """Return the test accuracy, in points, by seed, of the runs of a phase that have one."""
+    found = (x for x in lines if x["method"] == method and x["phase"] == phase and "test_accuracy" in x)
     return {line["seed"]: 100 * line["test_accuracy"] for line in found}
 
 
@@ -140,7 +144,7 @@ def markdown(found: Sequence[Row], causes: Causes, refused: Mapping[str, str] | 
 def _cells(row: Row, causes: Causes, refused: str | None) -> list[str]:
     notes = [f"refused: {refused}"] if refused else list(row.failures)
     if row.is_miss and row.accuracy is not None:
-        notes.insert(0, causes.get(row.network, {}).get(row.method, NO_CAUSE))
+        notes.insert(0, _cause(row, causes))
     pace = "" if row.samples_per_s is None else f"{row.samples_per_s:,.0f}"
     return [
         f"`{row.method}`", _shown(row.accuracy), _shown(row.gap, sign=True), _target(row),
@@ -148,6 +152,14 @@ def _cells(row: Row, causes: Causes, refused: str | None) -> list[str]:
         " / ".join(f"{rate:g}" for rate in row.rates.values()), _traffic(row.traffic), pace,
         "; ".join(notes).replace("|", "\\|"),
     ]  # fmt: skip
+
+
+def _cause(row: Row, causes: Causes) -> str:
+    """Why something was missed: what a person has written, what more epochs have shown, or that seeds differ more."""
+    only_seeds = row.gain_verdict == "not shown" and row.target_verdict in FINE and row.behind_verdict in FINE
+    written = causes.get(row.network, {}).get(row.method, TOO_FEW_SEEDS if only_seeds else NO_CAUSE)
+    later = "" if row.longer is None else f"; gap {_shown(row.longer, sign=True)} after more epochs"
+    return written + later
 
 
 def _shown(value: Interval | None, *, sign: bool = False) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import CorruptMessage, EdgeError
+from actors.errors import CorruptMessage, EdgeError, LostReply
 from actors.transport.faulty import LOSSLESS, Fault, random_faults
 from actors.transport.inbox import MAX_CORRUPT
 from actors.transport.packet import Packet
@@ -44,6 +44,33 @@ def test_with_one_take_a_lost_message_is_asked_for_without_waiting_for_the_gap(c
     assert_are(receive(inbox, NUMBER), *range(NUMBER))
     assert inbox.port.fired == [fault]
     assert inbox.num_sessions == 1
+
+
+class LosingPort:
+    """A line on which some replies never arrive, whatever was in them."""
+
+    def __init__(self, port, lost):
+        self.port, self.lost, self.num_replies = port, set(lost), 0
+
+    def request(self, take):
+        self.port.request(take)
+
+    def collect(self, wait_s):
+        return [(take, self._passed(reply)) for take, reply in self.port.collect(wait_s)]
+
+    def _passed(self, reply):
+        self.num_replies += 1
+        return LostReply("never arrived") if self.num_replies - 1 in self.lost else reply
+
+
+@pytest.mark.parametrize("lost", [[0], [2, 3], range(0, 12, 2)])
+def test_a_reply_that_never_arrives_is_asked_for_again_and_its_producer_not_given_up(carrier, lost):
+    producer = carrier.producer()
+    producer.put_numbers(*range(NUMBER))
+    inbox = producer.inbox(window=1, limit=2, gap_s=3600.0, clock=stopped_clock)
+    inbox.port = LosingPort(inbox.port, lost)
+    assert_are(receive(inbox, NUMBER), *range(NUMBER))
+    assert inbox.num_sessions >= 1 and inbox.is_connected
 
 
 @pytest.mark.parametrize("sequence", [0, 4, NUMBER - 1])

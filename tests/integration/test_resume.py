@@ -163,6 +163,52 @@ def test_resume_goes_on_by_the_run_directory_alone_even_after_it_was_moved(inter
     assert api.resume(moved, progress=False).weights_sha256 == got.weights_sha256
 
 
-def test_a_resumed_run_with_another_cut_is_refused(interrupted):
-    with pytest.raises(UserError, match=r"differs in network\.blocks"):
-        run(interrupted, **{**PIPELINED, "network": {"blocks": 2}}, **EVERY)
+# ---------------------------------------------------------------------- other blocks
+
+FOUR = Replacing(name="cnn", channels=[6, 8, 8], pool_after=[2], blocks=4)
+TWO = {**FOUR, "blocks": 2}
+RECUT = {
+    "momentum": {"rule": {"name": "backprop"}},
+    "adam": {"rule": {"name": "backprop"}, "optimizer": Replacing(name="adam", lr=0.003)},
+    "accumulated": {"rule": {"name": "backprop"}, "training": {"accumulate": 3}},
+    "feedback alignment": {"rule": {"name": "feedback_alignment"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 1), (1, 3)])
+@pytest.mark.parametrize("method", ["momentum", "adam", "accumulated", "feedback alignment"])
+def test_a_run_with_one_loss_at_its_end_goes_on_exactly_with_other_blocks(tmp_path, method, before, after):
+    sections = {**RECUT[method], **EVERY}
+    whole = run(tmp_path / "whole", **{**sections, "network": {**FOUR, "blocks": before}})
+    killed(tmp_path / "run", "written", 11, **{**sections, "network": {**FOUR, "blocks": before}})
+    got = run(tmp_path / "run", **{**sections, "network": {**FOUR, "blocks": after}})
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
+    assert len(got.blocks) == after and [block["version"] for block in got.blocks] == [22] * after
+    assert got.weights_sha256 == whole.weights_sha256 and got.test_accuracy == whole.test_accuracy
+    assert api.evaluate(tmp_path / "run")["test"]["accuracy"] == got.test_accuracy
+    assert not [event for event in got.events if event["event"] == "imbalance"]
+
+
+def test_a_run_that_was_cut_otherwise_and_died_again_goes_on_with_either_cut(tmp_path):
+    sections = {"rule": {"name": "backprop"}, **EVERY}
+    whole = run(tmp_path / "whole", **sections, network=FOUR)
+    killed(tmp_path / "run", "written", 7, **sections, network=FOUR)
+    killed(tmp_path / "run", "half written", 15, **sections, network=TWO)
+    got = run(tmp_path / "run", **sections, network=FOUR)
+    assert got.weights_sha256 == whole.weights_sha256
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"rule": {"name": "local"}}, r"rule 'local' has losses or parameters of its own at every block"),
+        ({"rule": {"name": "backprop", "reach": 2, "losses": "every"}}, "rule 'backprop' has losses at every block"),
+        (PIPELINED, r"delay_per_hop 0 nothing is under way"),
+        ({"rule": {"name": "backprop"}, "optimizer": {"clip": 1.0}}, "gradients are clipped by block"),
+    ],
+)
+def test_other_blocks_are_refused_where_they_would_train_other_weights(tmp_path, sections, why):
+    killed(tmp_path / "run", "written", 11, **sections, **EVERY)
+    with pytest.raises(UserError, match=rf"was cut into other blocks \(network\.blocks\), and .*{why}"):
+        run(tmp_path / "run", **{**sections, "network": {"blocks": 2}}, **EVERY)

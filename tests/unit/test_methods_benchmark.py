@@ -199,11 +199,11 @@ def test_a_stopped_benchmark_goes_on_where_it_was_and_repeats_nothing(plan, tmp_
         return imagined(job)
 
     with ThreadPoolExecutor(2) as pool, pytest.raises(KeyboardInterrupt):
-        run_all(plan, Results(path), pool, do, workers=1)
+        run_all(plan.next_job, Results(path), pool, do, workers=1)
     assert len(path.read_text().splitlines()) == 10
     done.append(None)  # past the eleventh
     with ThreadPoolExecutor(2) as pool:
-        run_all(MethodsPlan(SMALL, FEW), Results(path), pool, do, workers=2)
+        run_all(MethodsPlan(SMALL, FEW).next_job, Results(path), pool, do, workers=2)
     keys = [(line["phase"], line["config_sha256"]) for line in map(json.loads, path.read_text().splitlines())]
     assert len(keys) == len(set(keys)) == 6 * (SMALL.tuning_runs + 3)
     assert plan.next_job(Results(path).lines, ()) is None
@@ -212,7 +212,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was_and_repeats_nothing(plan, tmp_
 def test_a_stopped_run_is_not_written_down(plan, tmp_path):
     results = Results(tmp_path / "r.jsonl")
     with ThreadPoolExecutor(1) as pool:
-        run_all(plan, results, pool, lambda job: None, workers=1, minutes=0.001)
+        run_all(plan.next_job, results, pool, lambda job: None, workers=1, minutes=0.001)
     assert results.lines == {}
 
 
@@ -248,6 +248,23 @@ def test_the_plan_says_what_is_left(plan):
     said = list(plan_lines(plan, results, 2))
     assert said[0].startswith("cnn backprop: 3 of 3 tuning, 1 of 3 final")
     assert said[1].startswith("mlp backprop: 0 of 3 tuning, 0 of 3 final")
+
+
+def test_only_methods_that_miss_their_gap_train_longer_and_what_they_are_measured_against(plan):
+    lines = {}
+    carry_out(plan, lines)
+    accuracy = {"backprop": 0.9, "dgl": 0.8, "shallow": 0.1}
+    lines = {key: {**line, **({"test_accuracy": accuracy[line["method"]]} if key[0] == "final" else {})}
+             for key, line in lines.items()}  # fmt: skip
+    longer = plan.longer_jobs(lines)
+    assert [(job.seed, job.method, job.network) for job in longer] == [
+        (seed, method, "cnn") for seed in SMALL.seeds for method in ("backprop", "dgl")
+    ]
+    (final,) = (line for line in lines.values() if line["phase"] == "final" and line["network"] == "cnn"
+                and line["method"] == "dgl" and line["seed"] == 0)  # fmt: skip
+    assert longer[1].rates == final["rates"] and longer[1].config.training.epochs == 3 * SMALL.epochs
+    met = {key: {**line, **({"test_accuracy": 0.9} if key[0] == "final" else {})} for key, line in lines.items()}
+    assert plan.longer_jobs(met) == []
 
 
 # ---------------------------------------------------------------------- runs

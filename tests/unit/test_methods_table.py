@@ -74,6 +74,15 @@ def test_a_miss_is_printed_with_its_cause_or_with_the_lack_of_one():
     assert cells(markdown(found, {"cnn": {"backprop": "x"}}), "backprop")[-1] != "x"
 
 
+def test_a_miss_also_says_what_more_epochs_have_shown_and_a_gain_below_the_spread_of_the_seeds_says_so():
+    lines = finals("backprop", s0=0.90, s1=0.90, s2=0.91) + finals("dgl", s0=0.88, s1=0.88, s2=0.89)
+    lines += [{**line, "phase": "longer"} for line in finals("backprop", s0=0.95) + finals("dgl", s0=0.94)]
+    lines += finals("shallow", s0=0.80, s1=0.80, s2=0.81) + finals("kolen_pollack", s0=0.81, s1=0.80, s2=0.84)
+    table = markdown(rows(lines, "cnn", ["backprop", "dgl", "kolen_pollack"]), {})
+    assert cells(table, "dgl")[-1] == "cause not found yet; gap +1.00 after more epochs"
+    assert cells(table, "kolen_pollack")[-1] == "the seeds differ by more than the gain"
+
+
 def test_overlapping_updates_are_held_against_decoupled_greedy_learning_too():
     lines = finals("backprop", s0=0.90, s1=0.90, s2=0.90) + finals("dgl", s0=0.90, s1=0.90, s2=0.90)
     lines += finals("overlapping_local", s0=0.898, s1=0.898, s2=0.898) + finals("shallow", s0=0.1, s1=0.1, s2=0.1)

@@ -1,0 +1,68 @@
+"""Fits what is under way on all edges into the object store of a node, so that nothing is written to disk. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.config import RunConfig
+from orchestrator.plan import Plan
+from orchestrator.specs import is_unordered
+from orchestrator.wiring import SOURCE, Edge
+
+SHARE = 0.7
+"""Of the store that messages may take; Ray spills from 0.8 on."""
+INLINE_BYTES = 100 * 1024
+"""Smaller messages travel inside the call's answer and take no room."""
+
+
+def message_bytes(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Return the size of a message of every edge, in bytes: activations and their gradients in 32 bits."""
+    samples = max(config.data.batch_size, config.evaluation.batch_size or 0)
+    return {edge.name: 4 * samples * math.prod(plan.shapes[_upper(edge)]) for edge in plan.wiring.edges}
+
+
+def fitted(config: RunConfig, plan: Plan, store_bytes: int | None) -> tuple[RunConfig, str | None]:
+    """Return the config with buffers that fit into the store, and what the user should know of that.
+
+    An edge holds what waits for its consumer, as much again that has been handed over and not acknowledged, and one
+    message that is worked on. Under first in, first out smaller buffers change the speed and no weight.
+
+    Args:
+        store_bytes: of the smallest node; None: messages do not travel through a store.
+    """
+    sizes = [size for size in message_bytes(config, plan).values() if size > INLINE_BYTES]
+    if store_bytes is None or not sizes:
+        return config, None
+    room = int(SHARE * store_bytes)
+    asked = config.buffers.capacity
+    capacity = next((c for c in range(asked, 0, -1) if _most_bytes(sizes, c) <= room), 0)
+    if capacity == asked and config.buffers.mode == "fixed":
+        return config, None
+    where = f"placement.object_store_bytes: {store_bytes / 1e6:.0f} MB hold"
+    if config.buffers.mode == "auto":
+        budget = min(config.buffers.budget_bytes or room, room)
+        return _with(config, budget_bytes=budget, capacity=max(1, capacity)), None
+    need = f"{_most_bytes(sizes, asked) / 1e6:.0f} MB that buffers.capacity={asked} may put under way"
+    if capacity == 0 or is_unordered(config):
+        return config, f"{where} less than the {need}; Ray will write some to disk: give it more, or smaller batches"
+    window = None if config.buffers.window is None else min(config.buffers.window, capacity)
+    return (
+        _with(config, capacity=capacity, window=window),
+        f"{where} less than the {need}, so the capacity is {capacity} in this job; give the store more for more speed",
+    )
+
+
+def _with(config: RunConfig, **values: int | None) -> RunConfig:
+    return config.model_copy(update={"buffers": config.buffers.model_copy(update=values)})
+
+
+def _most_bytes(sizes: Sequence[int], capacity: int) -> int:
+    return sum(sizes) * (2 * capacity + 1)
+
+
+def _upper(edge: Edge) -> int:
+    """The block whose input has the shape of an edge's messages: the upper end, or the first for the raw input."""
+    if edge.producer == SOURCE:
+        return 0
+    return max(int(end.removeprefix("block")) for end in (edge.producer, edge.consumer) if end != SOURCE)

@@ -1,0 +1,60 @@
+"""What is under way on the edges fits into the object store, or the user is told once what is too small."""
+
+import pytest
+
+from orchestrator.plan import make_plan
+from orchestrator.store_room import SHARE, fitted, message_bytes
+from tests.runs import Replacing, config_of
+
+WIDE = {
+    "data": {"batch_size": 64}, "network": Replacing(name="mlp", widths=[1024, 2048], blocks=3),
+    "rule": {"name": "backprop"},
+}  # fmt: skip
+
+
+def plan_of(tmp_path, **sections):
+    config = config_of(tmp_path / "run", **{**WIDE, **sections})
+    return config, make_plan(config)
+
+
+def test_a_message_is_as_large_as_the_input_of_the_block_above(tmp_path):
+    sizes = message_bytes(*plan_of(tmp_path))
+    assert sizes["source->block0"] == 4 * 64 * 2 * 8 * 8
+    assert sizes["block0->block1"] == 4 * 64 * 1024
+    assert {size for edge, size in sizes.items() if "block2" in edge} == {4 * 64 * 2048}
+
+
+@pytest.mark.parametrize("store_bytes", [None, 10**9])
+def test_a_large_store_or_none_leaves_the_buffers_alone(tmp_path, store_bytes):
+    config, plan = plan_of(tmp_path)
+    assert fitted(config, plan, store_bytes) == (config, None)
+
+
+def test_a_small_store_makes_the_buffers_small_enough_and_the_user_is_told(tmp_path):
+    config, plan = plan_of(tmp_path, buffers={"capacity": 16, "window": 4})
+    store_bytes = 12 * 10**6
+    got, warning = fitted(config, plan, store_bytes)
+    large = [size for size in message_bytes(config, plan).values() if size > 100 * 1024]
+    assert 1 <= got.buffers.capacity < 16 and got.buffers.window <= got.buffers.capacity
+    assert sum(large) * (2 * got.buffers.capacity + 1) <= SHARE * store_bytes
+    assert sum(large) * (2 * got.buffers.capacity + 3) > SHARE * store_bytes  # and no smaller than that
+    assert "placement.object_store_bytes: 12 MB" in warning and f"capacity is {got.buffers.capacity}" in warning
+
+
+def test_a_store_that_holds_not_even_one_message_an_edge_is_named_and_nothing_is_changed(tmp_path):
+    config, plan = plan_of(tmp_path)
+    got, warning = fitted(config, plan, 10**6)
+    assert got == config and "write some to disk" in warning
+
+
+def test_where_the_buffer_is_part_of_the_method_it_is_left_alone(tmp_path):
+    replay = {"rule": {"name": "local"}, "schedule": {"name": "replay"}, "buffers": {"capacity": 16}}
+    config, plan = plan_of(tmp_path, **replay)
+    got, warning = fitted(config, plan, 6 * 10**6)
+    assert got == config and warning is not None
+
+
+def test_buffers_that_size_themselves_get_no_more_than_the_store_has(tmp_path):
+    config, plan = plan_of(tmp_path, buffers={"mode": "auto"})
+    got, warning = fitted(config, plan, 12 * 10**6)
+    assert got.buffers.budget_bytes == int(SHARE * (12 * 10**6)) and warning is None
