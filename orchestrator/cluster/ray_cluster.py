@@ -31,7 +31,7 @@ from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import is_placed, reserve
-from orchestrator.cluster.ray_drain import bundle_leaves, bundle_nodes, draining, elsewhere
+from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_session import first_line, init_ray
@@ -111,8 +111,6 @@ class RayCluster:
         """Start a host in an actor's bundle; anywhere, if the bundle was on a lost node and has no other place."""
         index, request = self._requests[name]
         host = remote_host(request.num_takes + SPARE_TAKES)
-        if self._group is not None and bundle_leaves(self._group, index):
-            return elsewhere(host, request)
         if self._group is None or (request.is_anywhere and not is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
@@ -239,10 +237,15 @@ class RayCluster:
         if before in self._dead:
             self._dead.remove(before)
         used = list(self._hosts.values())
-        spares = [] if self.leaving() else list(self._spare)  # where they are is not known
+        away = set() if self._started_ray else avoided()
+        spares = [] if away else list(self._spare)  # where they are is not known
         free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
-            free = self._new_host(name, 0.0)
+            index, request = self._requests[name]
+            if away and not has_place(self._group, index, away):
+                free = elsewhere(remote_host(request.num_takes + SPARE_TAKES), request, away)
+            else:
+                free = self._new_host(name, 0.0)
             if self._keep:
                 self._spare.append(free)
         elif not self._keep:

@@ -1,15 +1,19 @@
-"""Ray nodes that are drained: which they are, and how a host gets a place beside them."""
+"""Ray nodes that will end, or have: which they are, and how a host gets a place beside them."""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import ray
 from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from orchestrator.cluster.contract import Request
+
+ANSWER_S = 1.0
 
 
 def draining() -> dict[str, float]:
@@ -18,10 +22,29 @@ def draining() -> dict[str, float]:
     return {node: max(0.0, at_ms / 1000 - now) for node, at_ms in state.get_draining_nodes().items()}
 
 
-def bundle_leaves(group: PlacementGroup, index: int) -> bool:
-    """Return whether a bundle is on a node that will end: Ray moves it only after that."""
-    leaving = draining()
-    return bool(leaving) and placement_group_table(group)["bundles_to_node_id"].get(index) in leaving
+def avoided() -> set[str]:
+    """Return the nodes where nothing new should start: those that will end, and those that have, unnoticed so far.
+
+    Ray holds a node that is switched off for alive until it has missed its health checks; meanwhile a connection to
+    its raylet is refused, or does not come about. None is returned if that would leave no node.
+    """
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    found = {node for node in draining() if node in alive}
+    found |= {name for name, node in alive.items() if name not in found and not _answers(node)}
+    return found if found < alive.keys() else set()
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def has_place(group: PlacementGroup | None, index: int, away: Collection[str]) -> bool:
+    """Return whether an actor's bundle is on a node that is not to be avoided; Ray moves it only after a node's end."""
+    return group is not None and placement_group_table(group)["bundles_to_node_id"].get(index) not in away
 
 
 def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
@@ -37,11 +60,10 @@ def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str,
     return {name: node for name, node in found.items() if node is not None and node not in leaving}
 
 
-def elsewhere(host: Any, request: Request) -> Any:
-    """Start a host outside of its bundle, where what its actor needs is free; Ray leaves drained nodes out."""
+def elsewhere(host: Any, request: Request, away: Collection[str]) -> Any:
+    """Start a host outside of its bundle, where what its actor needs is free, on none of the nodes to avoid."""
     kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
-    away = {"ray.io/node-id": f"!in({','.join(draining())})"}
     return host.options(
         num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
-        label_selector={**request.labels, **away}, **kind,
+        label_selector={**request.labels, "ray.io/node-id": f"!in({','.join(sorted(away))})"}, **kind,
     ).remote()  # fmt: skip
