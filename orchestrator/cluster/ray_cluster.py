@@ -64,6 +64,7 @@ class RayCluster:
         self._strategy, self._wait_s, self._keep = strategy, wait_s, keep
         self._gauges = RayGauges()
         self._started_ray = not ray.is_initialized()
+        self._is_own = self._started_ray and os.environ.get("RAY_ADDRESS", "local") == "local"
         if self._started_ray:
             init_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
@@ -237,7 +238,7 @@ class RayCluster:
         if before in self._dead:
             self._dead.remove(before)
         used = list(self._hosts.values())
-        away = set() if self._started_ray else avoided()
+        away = set() if self._is_own else avoided()
         spares = [] if away else list(self._spare)  # where they are is not known
         free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
@@ -306,7 +307,7 @@ class RayCluster:
 
     def leaving(self) -> Mapping[str, float]:
         """Return the nodes that are drained, with the seconds they have left; a Ray of our own drains none."""
-        return {} if self._started_ray else draining()
+        return {} if self._is_own else draining()
 
     def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
         """Return the actors outside of their bundles, once every bundle has a place again."""
