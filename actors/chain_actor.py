@@ -188,6 +188,7 @@ class ChainActor:
             "incarnation": self.life.incarnation,
             "node": socket.gethostname(),
             "device": self.machine.device,
+            "cores": sorted(os.sched_getaffinity(0)) if self.machine.pins else None,
             "clock": {"now_s": self.times.now(), "wall_s": time.time()},
             "time_fraction": self.times.fractions(),
             "waiting_on": task.waiting_on if task else None,

@@ -140,7 +140,10 @@ def open_cluster(config: RunConfig) -> Cluster:
         return InProcessCluster()
     from orchestrator.cluster.ray_cluster import RayCluster
 
-    return RayCluster(strategy=config.placement.strategy, object_store_bytes=config.placement.object_store_bytes)
+    placement = config.placement
+    return RayCluster(
+        strategy=placement.strategy, object_store_bytes=placement.object_store_bytes, wait_s=placement.wait_s
+    )
 
 
 def check_machine(config: RunConfig) -> None:

@@ -22,6 +22,7 @@ from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, replay_settings
+from orchestrator.config.placing import place_of
 from orchestrator.wiring import SOURCE, Wiring, block_name
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def block_spec(
 ) -> BlockSpec:  # fmt: skip
     """Return the spec of one block's actor; `checkpoints` is the address of the storage for its snapshots."""
     placement = config.placement
+    device = "cuda:0" if place_of(placement, index).gpus else "cpu"
     return BlockSpec(
         run=run,
         name=block_name(index),
@@ -115,7 +117,7 @@ def block_spec(
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
         settings=edge_settings(config, plan.wiring),
-        machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
+        machine=_machine(config, device=device, threads=placement.threads, pins=placement.pin_cpus),
         fields=plan.needs[index].fields,
         late=config.schedule.late or "stash",
         phase_batches=plan.phase_batches,
@@ -236,7 +238,7 @@ def edge_settings(config: RunConfig, wiring: Wiring) -> EdgeSettings:
     return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config), codecs=codecs)
 
 
-def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
+def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False) -> Machine:
     training = config.training
     return Machine(
         device=device,
@@ -247,4 +249,5 @@ def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
         precision=training.precision,
         deadline_s=config.placement.deadline_s,
         is_shared=config.placement.backend == "in_process",
+        pins=pins and config.placement.backend != "in_process",
     )

@@ -26,7 +26,7 @@ from orchestrator.config.sections import (
 )
 
 _NOT_YET: Mapping[str, object] = {
-    "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
+    "placement.blocks_per_actor": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""
 
@@ -53,6 +53,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_network(config, catalog)
     _check_data(config, catalog)
     _check_optimizer(config, catalog)
+    _check_indices("placement.blocks", config.placement.blocks, config.network)
     buffers = config.buffers
     if buffers.window is not None and buffers.window > buffers.capacity:
         raise UserError(
@@ -134,18 +135,21 @@ def _check_optimizer(config: RunConfig, catalog: Catalog) -> None:
     own = tuple(key for key in type(optimizer).model_fields if key != "options")
     _check_arguments("optimizer", optimizer.options, catalog.optimizers[name], own)
     groups = {"heads": optimizer.heads, "synthesizer": optimizer.synthesizer}
-    num_blocks = _num_blocks(config.network)
+    _check_indices("optimizer.blocks", optimizer.blocks, config.network)
     for index, values in optimizer.blocks.items():
-        if not 0 <= index < num_blocks:
-            raise UserError(
-                f"optimizer.blocks.{index}: expected the index of a block, 0 to {num_blocks - 1}; correct the index"
-            )
         groups[f"blocks.{index}"] = values
     for group, values in groups.items():
         where = f"optimizer.{group}"
         own_name = _known_name(f"{where}.name", str(values.get("name", name)), catalog.optimizers)
         _check_arguments(where, values, catalog.optimizers[own_name], ("name", "lr", "clip"))
         _check_values(OptimizerSection, {key: values[key] for key in ("lr", "clip") if key in values}, where)
+
+
+def _check_indices(where: str, indices: Iterable[int], network: NetworkSection) -> None:
+    num_blocks = _num_blocks(network)
+    for index in indices:
+        if not 0 <= index < num_blocks:
+            raise UserError(f"{where}.{index}: expected the index of a block, 0 to {num_blocks - 1}; correct the index")
 
 
 def _num_blocks(network: NetworkSection) -> int:
