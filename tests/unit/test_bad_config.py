@@ -119,7 +119,6 @@ NOT_YET = [
     ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
     ("placement.rebalance=true", "placement.rebalance"),
-    ("network.blocks=auto", "network.blocks"),
 ]
 
 BOTH = {"data": "digits", "network": "cnn", "rule": "local", "objective": "cross_entropy"}
