@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -11,16 +12,21 @@ import torch
 
 from actors.messages import Kind, Message
 from actors.transport.packet import pack, unpack
-from orchestrator.chain_profile import Carriage, Work
+from orchestrator.chain_profile import NOTHING, Carriage, Work
 
 CALL_CPU_S = 0.0015
 """Core seconds of one call that hands over a message, in both processes and Ray's daemons."""
 REPEATS = 9
 
 
-def carriages(sizes: Mapping[str, int]) -> dict[str, Carriage]:
-    """Return what a message of each edge costs, given its bytes; each size is measured once."""
+def carriages(sizes: Mapping[str, int], *, is_shared: bool = False) -> dict[str, Carriage]:
+    """Return what a message of each edge costs, given its bytes; each size is measured once.
+
+    `is_shared`: producer and consumer live in one process, where nothing has to be carried.
+    """
     known = {size: carriage(size) for size in set(sizes.values())}
+    if is_shared:
+        known = {size: replace(found, carry=NOTHING) for size, found in known.items()}
     return {edge: known[size] for edge, size in sizes.items()}
 
 

@@ -95,27 +95,32 @@ def _bottleneck(profile: ChainProfile, simulated: Simulated, machines: Machines)
     return f"{longest}: {block_name(busiest)}, the busiest block, computes {share:.0%} of the time"
 
 
-def speedups(profile: ChainProfile, exact: ChainProfile, period_s: float, cores: float) -> dict[str, Any]:
+def speedups(exact: ChainProfile, period_s: float, machines: Machines) -> dict[str, Any]:
     """Return how much faster than back-propagation a chain is.
 
     Args:
-        profile: of the chain.
-        exact: of the same blocks under back-propagation, without auxiliary heads.
+        exact: profile of the same blocks under back-propagation, without auxiliary heads.
         period_s: predicted time per batch of the chain.
-        cores: that pipelined back-propagation may use.
+        machines: that pipelined back-propagation may use, too.
 
     One process takes the blocks' times one after another. 1F1B with M micro-batches takes the first one's way through
-    the chain and M - 1 more turns of the slowest block (Narayanan et al. 2019, 1806.03377), each 1/M of a batch: what
+    the chain and M - 1 more turns of the slowest stage (Narayanan et al. 2019, 1806.03377), each 1/M of a batch: what
     smaller batches lose in efficiency, and what messages take, is left out in its favour.
     """
     times = [block.busy_s for block in exact.blocks]
-    one_process = sum(times)
-    found: dict[str, Any] = {"backprop_one_process_s": one_process, "over_backprop_one_process": one_process / period_s}
-    found["over_1f1b"] = {
-        str(m): max(one_f_one_b(times, m), sum(block.cpu_s for block in exact.blocks) / cores) / period_s
-        for m in MICRO_BATCHES
+    stages, least_s = times, 0.0
+    if machines.cores is not None:
+        least_s = sum(block.cpu_s for block in exact.blocks) / machines.cores
+    else:
+        stages = [
+            sum(times[i] for i, device in enumerate(machines.device_of) if device == index) / speed
+            for index, speed in enumerate(machines.speeds)
+        ]
+    return {
+        "backprop_one_process_s": sum(times),
+        "over_backprop_one_process": sum(times) / period_s,
+        "over_1f1b": {str(m): max(one_f_one_b(stages, m), least_s) / period_s for m in MICRO_BATCHES},
     }
-    return found
 
 
 def one_f_one_b(times: Sequence[float], num_micro_batches: int) -> float:

@@ -14,6 +14,7 @@ from orchestrator.balanced_cuts import balanced_starts
 from orchestrator.chain_profile import ChainProfile
 from orchestrator.config import RunConfig
 from orchestrator.config.sections import ObjectiveSection, RuleSection, ScheduleSection, StalenessSection
+from orchestrator.contention import slowdown
 from orchestrator.forecast import Forecast, chain_of, cores_here, edge_facts, forecast, speedups, suggestion
 from orchestrator.plan import Plan, make_plan
 from orchestrator.plan_checks import start_up_checks
@@ -98,7 +99,8 @@ def _backprop(config: RunConfig, plan: Plan) -> RunConfig:
 
 def _machines(config: RunConfig, profile: ChainProfile, cluster: Cluster | None) -> Machines:
     if cluster is None:
-        return Machines(cores=cores_here(config))
+        cores = cores_here(config)
+        return Machines(cores=cores, slowdown=slowdown(min(cores, len(profile.blocks))))
     return Machines(
         speeds=cluster.speeds,
         device_of=devices_of([block.busy_s for block in profile.blocks], cluster.speeds),
@@ -128,7 +130,6 @@ def _facts(
     *, is_simulated: bool,
 ) -> dict[str, Any]:  # fmt: skip
     simulated = made.simulated
-    cores = machines.cores or len(machines.speeds)
     return {
         "schema": 1,
         "method": str(config.rule.name or config.rule.factory),
@@ -145,7 +146,7 @@ def _facts(
         "predicted_step_s": simulated.period_s,
         "bottleneck": made.bottleneck,
         "batches_in_flight": simulated.batches_in_flight,
-        **speedups(profile, exact, simulated.period_s, cores),
+        **speedups(exact, simulated.period_s, machines),
         "checks": start_up_checks(config, plan, profile, machines),
         "suggestion": suggestion(config, profile, made, machines),
     }
@@ -153,7 +154,7 @@ def _facts(
 
 def _devices(machines: Machines, busy: Sequence[float]) -> dict[str, Any]:
     if machines.cores is not None:
-        return {"cores": machines.cores, "busy_cores": busy[0]}
+        return {"cores": machines.cores, "busy_cores": busy[0], "slowdown": machines.slowdown}
     return {
         "speeds": list(machines.speeds), "of_blocks": list(machines.device_of), "busy": list(busy),
         "latency_s": machines.link.latency_s, "jitter": machines.jitter,

@@ -33,7 +33,8 @@ def _where(facts: Mapping[str, Any]) -> str:
     devices = facts["devices"]
     if facts["simulated"]:
         return f"{len(devices['speeds'])} simulated devices"
-    return f"{devices['busy_cores']:.2f} of {devices['cores']} cores of this machine busy"
+    beside = f", each {devices['slowdown']:.2f} times slower beside others"
+    return f"{devices['busy_cores']:.2f} of {devices['cores']} cores of this machine busy{beside}"
 
 
 def _blocks(facts: Mapping[str, Any]) -> Table:

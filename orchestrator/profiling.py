@@ -46,7 +46,8 @@ def measure(config: RunConfig, seconds: float, show: Callable[[str], None] = lam
     plan = make_plan(config)
     num_threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
-        return _Profiling(_endless(config, plan), plan, show).run(seconds)
+        is_shared = config.placement.backend == "in_process"
+        return _Profiling(_endless(config, plan), plan, show, is_shared=is_shared).run(seconds)
     finally:
         torch.set_num_threads(num_threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -70,8 +71,9 @@ def _endless(config: RunConfig, plan: Plan) -> RunConfig:
 class _Profiling:
     """One measurement: its actors, joined in this process, and their stopwatches."""
 
-    def __init__(self, config: RunConfig, plan: Plan, show: Callable[[str], None]) -> None:
+    def __init__(self, config: RunConfig, plan: Plan, show: Callable[[str], None], *, is_shared: bool) -> None:
         self.config, self.plan, self.show = config, make_plan(config), show
+        self.is_shared = is_shared
         late = [late.delay for edges in plan.wiring.blocks for late in edges.late]
         self.warm = max([WARM_UP, *late]) + 1
         """Step of the inspected batch; those after it are timed."""
@@ -97,7 +99,8 @@ class _Profiling:
     def run(self, seconds: float) -> ChainProfile:
         """Let the actors train by turns until enough batches were timed."""
         torch.set_num_threads(self.config.placement.threads)
-        last, begun, told = block_name(len(self.plan.blocks) - 1), 0.0, time.monotonic()
+        last, told = block_name(len(self.plan.blocks) - 1), time.monotonic()
+        begun: float | None = None
         until, is_over = self.warm, False
         for actor in self.actors.values():
             actor.start()
@@ -107,9 +110,10 @@ class _Profiling:
             if not any(moved):
                 raise RunError("nothing can advance while the blocks are profiled")
             through, now = self.actors[last].version, time.monotonic()
-            if through <= self.warm:
+            if begun is None and through > self.warm:
                 begun = now
-            elif not is_over and through > self.warm + FEWEST and now - begun >= seconds:
+            enough = begun is not None and through > self.warm + FEWEST and now - begun >= seconds
+            if enough and not is_over:
                 until, is_over = through - 1, True
                 self.actors[SOURCE].order("stop", {})
             if now - told > 1.0:
@@ -155,7 +159,7 @@ class _Profiling:
         for edge in self.plan.wiring.edges:
             outbox = self.actors[edge.producer].outboxes[edge.name]
             sizes[edge.name] = round(outbox.num_bytes / max(1, outbox.num_sent - (":done" not in edge.name)))
-        return carriages(sizes)
+        return carriages(sizes, is_shared=self.is_shared)
 
 
 def _tensors(actor: BlockActor) -> list[torch.Tensor]:

@@ -39,19 +39,22 @@ class Device:
         cores: threads that run at the same time.
         speed: relative to the device that the work was measured on.
         num_threads: that may ever run here; as many as there are cores need not take turns.
+        slowdown: how many times longer computing lasts while another thread computes, too.
     """
 
-    def __init__(self, env: simpy.Environment, *, cores: int = 1, speed: float = 1.0, num_threads: int) -> None:
-        self.env, self.speed = env, speed
+    def __init__(
+        self, env: simpy.Environment, *, cores: int = 1, speed: float = 1.0, num_threads: int, slowdown: float = 1.0
+    ) -> None:
+        self.env, self.speed, self.slowdown = env, speed, slowdown
         self.busy_s = 0.0
         self._cores = simpy.Resource(env, cores) if num_threads > cores else None
 
     def work(self, work: Work) -> Happening:
         """Do a piece of work: the part that needs a core, then what it only waits for, such as an accelerator."""
         cpu_s, rest_s = work.cpu_s / self.speed, max(0.0, work.wall_s - work.cpu_s) / self.speed
-        self.busy_s += cpu_s + rest_s
         if self._cores is None:
             rest_s += cpu_s
+            self.busy_s += rest_s
         elif cpu_s > 0.0:
             yield from self._compute(cpu_s, self._cores)
         if rest_s > 0.0:
@@ -68,7 +71,9 @@ class Device:
                 yield turn
                 while left_s > 0.0:
                     part_s = min(slice_s, left_s)
-                    yield self.env.timeout(part_s)
+                    lasts_s = part_s * (self.slowdown if cores.count > 1 else 1.0)
+                    self.busy_s += lasts_s
+                    yield self.env.timeout(lasts_s)
                     left_s -= part_s
                     if cores.queue:
                         break

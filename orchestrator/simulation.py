@@ -56,12 +56,14 @@ class Machines:
     `speeds`: of each device, relative to the one that the costs were measured on.
     `device_of`: the device of each block; the source has one of its own unless `cores` is given.
     `cores`: of one device that hosts all actors and carries their messages; None: each device serves its own blocks.
+    `slowdown`: how many times longer computing lasts there while another core computes, too.
     `link`: between devices. `jitter`: relative spread of the length of a piece of work, lognormal; its mean stays.
     """
 
     speeds: Sequence[float] = (1.0,)
     device_of: Sequence[int] = ()
     cores: int | None = None
+    slowdown: float = 1.0
     link: Link = field(default_factory=Link)
     jitter: float = 0.0
     seed: int = 0
@@ -145,9 +147,10 @@ class Simulation:
     # ------------------------------------------------------------------ building
 
     def _devices(self) -> None:
-        machines, threads = self.machines, self.num_blocks + 1
+        machines = self.machines
         if machines.cores is not None:
-            shared = Device(self.env, cores=machines.cores, num_threads=threads + len(self.chain.wiring.edges))
+            threads = self.num_blocks + 1 + len(self.chain.wiring.edges)
+            shared = Device(self.env, cores=machines.cores, num_threads=threads, slowdown=machines.slowdown)
             self.devices, self.homes, self.source_home = [shared], [shared] * self.num_blocks, shared
             return
         hosted = [list(machines.device_of).count(index) for index in range(len(machines.speeds))]
@@ -171,7 +174,7 @@ class Simulation:
     def _block(self, index: int) -> SimulatedActor:
         chain = self.chain
         works = None if self.profile is None else self.profile.blocks[index].works
-        pieces = Pieces() if works is None else Pieces(lambda kind: works.get(kind, NOTHING))
+        pieces = Pieces() if works is None else Pieces(lambda kind: self._cost(works.get(kind, NOTHING)))
         name = block_name(index)
         actor = SimulatedActor(name, self.homes[index], pieces, self._trace(), self._stretch(name))
         actor.bound = chain.bound
@@ -202,6 +205,10 @@ class Simulation:
             is_paced=lambda: chain.bound is not None,
         ).run()  # fmt: skip
         return actor
+
+    def _cost(self, work: Work) -> Work:
+        """A core does the core's part of a piece of work only; a block that has a device holds it all the time."""
+        return work if self.machines.cores is not None else Work(work.wall_s, work.wall_s)
 
     def _edges(self) -> dict[str, SimulatedEdge]:
         wiring = self.chain.wiring

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.plan_accuracy [--case NAME ...] [--seconds 5] [--batches 60] [--json]
 
-Each case is planned and then trained over Ray on the same machine. The measured time per batch is the last block's, over
-the stretch of batches that the run's own timeline shows. Devices are simulated by sleeping (`sleeping.py`), the rest is
-the real system. Every measurement is appended to results/plan_accuracy.jsonl.
+Each case is planned and then trained over Ray on the same machine. The measured time per batch is the last block's,
+over the stretch of batches that the run's own timeline shows. Devices are simulated by sleeping (`sleeping.py`), the
+rest is the real system. Every measurement is appended to results/plan_accuracy.jsonl.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import pytest
 from actors.edges import EdgeSettings
 from actors.errors import RunError
 from actors.spec import PluginSpec
+from orchestrator import contention
 from orchestrator.chain_profile import NOTHING, BlockProfile, Carriage, ChainProfile, Work
 from orchestrator.event_model import needs_of, predict
 from orchestrator.simulated_device import Link
@@ -148,3 +149,24 @@ def test_a_chain_without_a_bound_holds_what_its_slowest_block_lets_pile_up():
     """The last block is the slow one: its edge is full (4), and so is every edge below."""
     got = Simulation(chain_of("local", num_blocks=3), profile_of([0.1, 0.1, 1.0]), each_its_own(3), 80).run()
     assert got.batches_in_flight == pytest.approx(3 * 4 + 3, abs=0.5)
+
+
+def test_cores_that_slow_each_other_down_take_that_much_longer():
+    chain, profile = chain_of("local", num_blocks=2), profile_of([1.0, 1.0])
+    assert Simulation(chain, profile, Machines(cores=2, slowdown=1.5), 60).run().period_s == pytest.approx(
+        1.5, rel=0.02
+    )
+    assert Simulation(chain, profile, Machines(cores=1, slowdown=1.5), 60).run().period_s == pytest.approx(
+        2.0, rel=0.02
+    )
+
+
+def test_work_of_a_real_core_is_never_faster_beside_others():
+    assert contention.slowdown(1) == 1.0
+    assert 1.0 <= contention.slowdown(2) < 50.0
+
+
+def test_blocks_that_share_a_device_hold_it_even_while_their_core_waits_for_it():
+    profile = profile_of([1.0] * 2, cpu=[0.1] * 2)
+    got = Simulation(chain_of("local", num_blocks=2), profile, Machines(speeds=(1.0,), device_of=(0, 0)), 60).run()
+    assert got.period_s == pytest.approx(2.0, rel=0.02)
