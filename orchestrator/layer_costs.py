@@ -13,7 +13,8 @@ from actors.block import Block
 from actors.datasets.batches import TrainBatches
 from actors.datasets.loading import load_data
 from actors.messages import Flags, Kind, Message
-from actors.needs import Feedback
+from actors.module_pass import Late
+from actors.needs import Driver, Feedback
 from orchestrator.balanced_cuts import LayerCost
 from orchestrator.carriage import carriage
 from orchestrator.config import RunConfig
@@ -43,13 +44,15 @@ def layer_costs(config: RunConfig, plan: Plan, seconds: float, show: Callable[[s
         raw = batch.inputs if "raw_input" in block.spec.fields else None
         has_feedback = index > 0 and plan.needs[index - 1].feedback is not Feedback.NONE
         sends_gradient, block.sends_gradient = block.sends_gradient, True
-        message = Message(Kind.ACTIVATION, 0, tensors={"h": h, "labels": batch.labels})
+        drives = batch.inputs if plan.needs[index].driver is Driver.RAW_INPUT else h
+        message = Message(Kind.ACTIVATION, 0, tensors={"h": drives, "labels": batch.labels})
         forward, backward, weights, head, update = _steps(block, message, raw, seconds / len(plan.shapes))
         h = block.forward(message, raw).cpu()
         outgoing = carriage(h.numel() * h.element_size())
         costs.append(
             LayerCost(
-                forward=forward, backward=backward, first_backward=backward if sends_gradient else weights,
+                forward=2 * forward if block.late is Late.RECOMPUTE else forward,
+                backward=backward, first_backward=backward if sends_gradient else weights,
                 update=update, head=head,
                 enter=incoming.receive.wall_s + (incoming.send.wall_s if has_feedback else 0.0),
                 leave=0.0 if index == len(plan.shapes) - 1 else outgoing.send.wall_s,
@@ -65,7 +68,7 @@ def layer_costs(config: RunConfig, plan: Plan, seconds: float, show: Callable[[s
 def _steps(
     block: Block, message: Message, raw: torch.Tensor | None, seconds: float
 ) -> tuple[float, float, float, float, float]:
-    """Return the seconds of: forward, backward to input and weights, to weights alone, objective, update."""
+    """Return the seconds of: forward, backward to input and weights, to weights alone, objective and head, update."""
     taken: list[tuple[float, float, float, float, float]] = []
     begun = time.perf_counter()
     while len(taken) <= FEWEST or time.perf_counter() - begun < seconds:
@@ -74,6 +77,7 @@ def _steps(
         marks.append(_now(block))
         p = block.open.pop(message.batch_id)
         credit = block._credit(p) if block.objective is not None else torch.ones_like(p.h)
+        block._step("heads", "heads", 0, Flags.LAST)
         marks.append(_now(block))
         p.vjp(credit, weights=True, input=True, keep=True)
         marks.append(_now(block))

@@ -64,6 +64,7 @@ def _endless(config: RunConfig, plan: Plan) -> RunConfig:
                 update={"epochs": config.training.epochs + 10_000 // plan.batches_per_epoch}
             ),
             "placement": config.placement.model_copy(update={"backend": "in_process"}),
+            "recovery": config.recovery.model_copy(update={"mode": "none"}),
         }
     )
 
@@ -154,11 +155,12 @@ class _Profiling:
         )  # fmt: skip
 
     def _edges(self) -> Mapping[str, Carriage]:
-        """What a message of each edge costs; the end of an edge is a message without tensors."""
+        """What a message of each edge costs; the end of activations is a message without tensors."""
         sizes = {}
         for edge in self.plan.wiring.edges:
             outbox = self.actors[edge.producer].outboxes[edge.name]
-            sizes[edge.name] = round(outbox.num_bytes / max(1, outbox.num_sent - (":done" not in edge.name)))
+            has_end = ":" not in edge.name or edge.name.endswith(":raw")
+            sizes[edge.name] = round(outbox.num_bytes / max(1, outbox.num_sent - has_end))
         return carriages(sizes, is_shared=self.is_shared)
 
 
