@@ -30,6 +30,9 @@ _NOT_YET: Mapping[str, object] = {
 }  # fmt: skip
 """Key -> the only value that this version can do."""
 
+MOST_BLOCKS = 10**6
+"""More than any network has, where cuts are not known yet."""
+
 _UNION_MEMBER = re.compile(r"bool|int|float|str|\[key\]|(literal|list|dict|function-\w+)\[.*\]|constrained-\w+")
 _WORDS: Mapping[str, str] = {
     r"^Value error, ": "", r"^Input should be ": "", r"^expected ": "", r", (unable to|got) .*$": "",
@@ -76,8 +79,6 @@ def _check_available(config: RunConfig) -> None:
         if value != only:
             remedy = "remove it" if only is None else f"leave it at {only!r}"
             raise UserError(f"{key}: got {value!r}, which is not available in this version; {remedy}")
-    if config.network.blocks == "auto":
-        raise UserError("network.blocks: got 'auto', which is not available in this version; give a number of blocks")
 
 
 def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin:
@@ -109,6 +110,16 @@ def _check_network(config: RunConfig, catalog: Catalog) -> None:
     _check_one_of_two(network, "network", catalog.networks)
     if isinstance(network.blocks, int) and network.blocks < 1:
         raise UserError(f"network.blocks: got {network.blocks}, expected 1 or more; give the number of blocks")
+    if network.num_blocks is not None and network.blocks != "auto":
+        raise UserError(
+            f"network.num_blocks: got {network.num_blocks} with network.blocks {network.blocks!r}, expected it only "
+            f"with 'auto'; leave it out or set network.blocks=auto"
+        )
+    if network.blocks == "auto" and config.schedule.name == "sequential":
+        raise UserError(
+            "network.blocks: got 'auto' with schedule 'sequential', where one block trains at a time and balanced cuts "
+            "gain nothing, expected a number; give a number of blocks"
+        )
     own = tuple(key for key in type(network).model_fields if key != "options")
     if network.name is not None:
         model = catalog.networks[_known_name("network.name", network.name, catalog.networks)]
@@ -155,6 +166,8 @@ def _check_indices(where: str, indices: Iterable[int], network: NetworkSection) 
 def _num_blocks(network: NetworkSection) -> int:
     if network.cuts is not None:
         return len(network.cuts) + 1
+    if network.blocks == "auto":
+        return network.num_blocks or MOST_BLOCKS
     return network.blocks if isinstance(network.blocks, int) else 1
 
 

@@ -71,7 +71,9 @@ class NetworkSection(Section):
     factory: str | None = None
     """package.module:function that returns an nn.Module."""
     blocks: int | Literal["auto"] | None = None
-    """Number of blocks, cut evenly."""
+    """Number of blocks, cut evenly; auto: cut where measured times say, which `cuts` of the run's config then names."""
+    num_blocks: int | None = Field(default=None, ge=1)
+    """With blocks: auto, how many; default: one per core of this machine, or per GPU if blocks ask for them."""
     cuts: list[str] | None = None
     """Layers that each start a new block."""
     weights: str | None = None

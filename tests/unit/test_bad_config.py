@@ -123,7 +123,6 @@ WRONG = [
 
 NOT_YET = [
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
-    ("network.blocks=auto", "network.blocks"),
 ]
 
 BOTH = {"data": "digits", "network": "cnn", "rule": "local", "objective": "cross_entropy"}
