@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from actors.stretch import Stretch
 from actors.trace import Trace
@@ -67,7 +68,7 @@ class Times:
         self._share, self.work, self._since = share, work, now
         return before
 
-    def within(self, share: str, work: str = "") -> Within:
+    def within(self, share: str, work: str = "") -> AbstractContextManager[None]:
         """Count the body of a `with` under a share; `work` is what the trace calls it."""
         return Within(self, share, work)
 

@@ -51,7 +51,7 @@ def chain_of(config: RunConfig, plan: Plan) -> Chain:
         needs=plan.needs,
         rule=PluginSpec(config.rule.name, config.rule.factory, config.rule.options),
         objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
-        settings=edge_settings(config),
+        settings=edge_settings(config, plan.wiring),
         late=config.schedule.late or "stash",
         accumulate=config.training.accumulate,
         bound=config.staleness.max,

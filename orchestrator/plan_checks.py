@@ -21,7 +21,7 @@ def start_up_checks(config: RunConfig, plan: Plan, profile: ChainProfile, machin
     """Return each check with whether it passed and what was found."""
     memory = _machine_bytes()
     store = config.placement.object_store_bytes or round(STORE_SHARE * memory)
-    settings = edge_settings(config)
+    settings = edge_settings(config, plan.wiring)
     on_their_way = sum(
         profile.edges[edge.name].num_bytes * settings.window * settings.limit for edge in plan.wiring.edges
     )
