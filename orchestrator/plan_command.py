@@ -60,6 +60,8 @@ def plan_run(
     config = _cut(config, cluster, show)
     plan = make_plan(config)
     chain_of(config, plan)
+    if cluster is not None:
+        _check_devices(cluster.speeds, len(plan.blocks))
     profile = measure(config, seconds, show)
     show("profiling back-propagation through the same blocks")
     exact = measure(_backprop(config, plan), seconds / 2)
@@ -110,17 +112,16 @@ def _machines(config: RunConfig, profile: ChainProfile, cluster: Cluster | None)
     )
 
 
-def devices_of(times: Sequence[float], speeds: Sequence[float]) -> list[int]:
-    """Return the device of every block: neighbours together, so that the busiest device has as little as can be.
-
-    Raises:
-        UserError: there are more devices than blocks.
-    """
-    if len(speeds) > len(times):
+def _check_devices(speeds: Sequence[float], num_blocks: int) -> None:
+    if len(speeds) > num_blocks:
         raise UserError(
-            f"--devices: got {len(speeds)} for {len(times)} blocks, expected at most one per block; use fewer devices, "
+            f"--devices: got {len(speeds)} for {num_blocks} blocks, expected at most one per block; use fewer devices, "
             f"or set network.blocks={len(speeds)}"
         )
+
+
+def devices_of(times: Sequence[float], speeds: Sequence[float]) -> list[int]:
+    """Return the device of every block: neighbours together, so that the busiest device has as little as can be."""
     starts = balanced_starts(len(times), lambda a, b: sum(times[a:b]), speeds=speeds)
     return [sum(start <= index for start in starts) for index in range(len(times))]
 
