@@ -51,7 +51,7 @@ class PatientCluster(InProcessCluster):
     def _advance(self, name):
         moved = False
         for _ in range(LOOKS):
-            moved = name in self._running and super()._advance(name) or moved
+            moved = (name in self._running and super()._advance(name)) or moved
         return moved
 
 
