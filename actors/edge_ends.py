@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.edges import EdgeSettings
+from actors.transport.codec import PLAIN
 from actors.transport.inbox import Inbox, Port
 from actors.transport.outbox import Outbox
 
@@ -57,7 +58,7 @@ class EdgeEnds:
             self.outboxes[edge] = Outbox(
                 run, edge, capacity, incarnation=life.incarnation, version=version,
                 keep=keep.get(edge, 0), repeats=life.repeats and not life.is_lossy,
-                is_lossy=life.is_lossy,
+                is_lossy=life.is_lossy, codec=settings.codecs.get(edge, PLAIN),
             )  # fmt: skip
             if state is not None and edge in state["outboxes"]:
                 self.outboxes[edge].restore(state["outboxes"][edge])

@@ -60,9 +60,11 @@ class EdgeSettings:
     """Sizes of an edge: messages that may wait, takes outstanding, messages in a reply.
 
     `retains`: whether messages stay with their producer until a committed checkpoint covers them.
+    `codecs`: what activations and feedback travel as, by edge; of all others as they are.
     """
 
     capacity: int = 4
     window: int = 2
     limit: int = 4
     retains: bool = False
+    codecs: Mapping[str, str] = field(default_factory=dict)

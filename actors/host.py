@@ -11,9 +11,10 @@ from typing import Any
 
 from actors.block_actor import BlockActor
 from actors.chain_actor import ChainActor
+from actors.cores import Cores
 from actors.data_actor import DataActor
 from actors.errors import RunError
-from actors.spec import BlockSpec, SourceSpec
+from actors.spec import BlockSpec, Machine, SourceSpec
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 
@@ -23,13 +24,22 @@ class Host:
 
     def __init__(self) -> None:
         self._actor: ChainActor | None = None
+        self._cores: Cores | None = None
 
     def assign(self, spec: BlockSpec | SourceSpec, shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Build the actor that `spec` describes in place of the one before; return its first report."""
         if self._actor is not None:
             self._actor.stop()
+        self._pin(spec.machine)
         self._actor = DataActor(spec) if isinstance(spec, SourceSpec) else BlockActor(spec, shape)
         return self._actor.report()
+
+    def _pin(self, machine: Machine) -> None:
+        if self._cores is not None:
+            self._cores.release()
+        if machine.pins:
+            self._cores = self._cores or Cores()
+            self._cores.claim(machine.threads)
 
     def connect(self, ports: Mapping[str, Port | None]) -> None:
         """Open the actor's incoming edges, or give them lines to other lives of their producers."""

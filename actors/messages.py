@@ -60,6 +60,13 @@ class Message:
     sequence: int = -1
     incarnation: int = 0
 
+    def numbered(self, sequence: int, incarnation: int) -> Message:
+        """Return it under a sequence number; a fraction of the time of `dataclasses.replace`."""
+        return Message(
+            self.kind, self.batch_id, self.version, self.flags, self.tensors, self.split, self.answers,
+            sequence, incarnation,
+        )  # fmt: skip
+
 
 def to_plain(message: Message) -> dict[str, Any]:
     """Return a message as plain values and tensors, for a snapshot."""

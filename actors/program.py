@@ -190,12 +190,17 @@ class BlockProgram:
         if self.edges.up is not None:
             yield from self._send_up(message, up)
         with self.times.within("compute", "learn"):
-            sent = self.block.learn(replace(message, flags=self._flags[message.batch_id]))
+            sent = self.block.learn(self._with_flags(message))
         yield from self._send_down(sent, message.batch_id)
         if self.edges.up is not None and self._phase_batches is None and self.is_paced():
             yield Pace(self.edges.up, self.block.version)
         self.block.finish_use()
         yield from self._updates(sent, message.batch_id)
+
+    def _with_flags(self, message: Message) -> Message:
+        """Return a batch with the flags that hold in this block: in phases it may be the block's last one."""
+        flags = self._flags[message.batch_id]
+        return message if flags == message.flags else replace(message, flags=flags)
 
     def _send_up(self, message: Message, up: Tensor) -> Program:
         assert self.edges.up is not None

@@ -39,6 +39,8 @@ class Machine:
     deadline_s: float = 600.0
     is_shared: bool = False
     """Whether all actors of the run live in one process."""
+    pins: bool = False
+    """Whether the process keeps to cores of its own."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from actors.stretch import Stretch
 from actors.trace import Trace
@@ -29,7 +29,8 @@ class Times:
         """Makes computing last longer than it does; for simulated devices."""
         self._spent = dict.fromkeys(SHARES, 0.0)
         self._share: str | None = None
-        self._work = ""
+        self.work = ""
+        """What the trace calls the work of the moment."""
         self._since = 0.0
 
     def start(self) -> None:
@@ -63,22 +64,13 @@ class Times:
         now = self._clock()
         self._spent[before] += now - self._since
         if self.trace is not None and before != "other":
-            self.trace.add(before, self._work, self._since, now)
-        self._share, self._work, self._since = share, work, now
+            self.trace.add(before, self.work, self._since, now)
+        self._share, self.work, self._since = share, work, now
         return before
 
-    @contextmanager
-    def within(self, share: str, work: str = "") -> Iterator[None]:
+    def within(self, share: str, work: str = "") -> AbstractContextManager[None]:
         """Count the body of a `with` under a share; `work` is what the trace calls it."""
-        work_before = self._work
-        before = self.enter(share, work)
-        begun = self._clock()
-        try:
-            yield
-            if self.stretch is not None and share == "compute":
-                self.stretch.after(self._clock() - begun)
-        finally:
-            self.enter(before, work_before)
+        return Within(self, share, work)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent in every share so far."""
@@ -92,3 +84,24 @@ class Times:
         spent = self.seconds()
         total = sum(spent.values())
         return {share: value / total if total else 0.0 for share, value in spent.items()}
+
+
+class Within:
+    """The body of a `with`, counted under a share; several for every message, so that it is no generator."""
+
+    __slots__ = ("_before", "_begun", "_share", "_times", "_work", "_work_before")
+
+    def __init__(self, times: Times, share: str, work: str) -> None:
+        self._times, self._share, self._work = times, share, work
+
+    def __enter__(self) -> None:
+        times = self._times
+        self._work_before = times.work
+        self._before = times.enter(self._share, self._work)
+        self._begun = times.now()
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        times = self._times
+        if kind is None and times.stretch is not None and self._share == "compute":
+            times.stretch.after(times.now() - self._begun)
+        times.enter(self._before, self._work_before)

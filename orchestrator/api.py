@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from actors.errors import UserError
 from actors.storage import open_storage
+from orchestrator.automatic_cuts import with_cuts
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
@@ -44,6 +47,7 @@ def train(
     if not isinstance(config, RunConfig):
         config = config_from_mapping(config, find_catalog())
     check_machine(config)
+    config = with_cuts(config, fresh=fresh, show=Console(stderr=True, quiet=not progress, highlight=False).print)
     plan = make_plan(config)
     directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
     if directory.is_finished:
@@ -140,7 +144,10 @@ def open_cluster(config: RunConfig) -> Cluster:
         return InProcessCluster()
     from orchestrator.cluster.ray_cluster import RayCluster
 
-    return RayCluster(strategy=config.placement.strategy, object_store_bytes=config.placement.object_store_bytes)
+    placement = config.placement
+    return RayCluster(
+        strategy=placement.strategy, object_store_bytes=placement.object_store_bytes, wait_s=placement.wait_s
+    )
 
 
 def check_machine(config: RunConfig) -> None:

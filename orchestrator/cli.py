@@ -147,6 +147,30 @@ def submit(
 
 
 @app.command()
+def plan(
+    config: Annotated[list[str], typer.Argument(help="YAML files, merged left to right, then key=value overrides")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    devices: Annotated[int | None, typer.Option(help="simulate a cluster of so many devices")] = None,
+    device_speed: Annotated[
+        str | None, typer.Option(help="speed of each device, such as 1,1,0.5; this machine's core or GPU is 1")
+    ] = None,
+    link_mb_per_s: Annotated[
+        float | None, typer.Option(help="bandwidth between simulated devices, 10^6 bytes/s")
+    ] = None,
+    latency_ms: Annotated[float, typer.Option(help="of a message between simulated devices")] = 0.0,
+    jitter: Annotated[float, typer.Option(help="relative spread of simulated work: stragglers")] = 0.0,
+    timeline: Annotated[Path | None, typer.Option(help="write a Chrome trace of the simulation here")] = None,
+    seconds: Annotated[float, typer.Option(help="to measure blocks for")] = 4.0,
+) -> None:
+    """Measure a run's blocks for some seconds and predict its speed, memory and staleness; starts nothing."""
+    from orchestrator.plan_request import PlanRequest, answer
+
+    files, overrides = _split(config, "plan")
+    request = PlanRequest(devices, device_speed, link_mb_per_s, latency_ms, jitter, timeline, seconds)
+    answer(files, overrides, request, console, as_json=as_json)
+
+
+@app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ from actors.storage import Storage
 from orchestrator.checkpoints import Checkpoint
 from orchestrator.cluster.contract import Assignment, Cluster, Request
 from orchestrator.config import RunConfig
+from orchestrator.config.placing import place_of
 from orchestrator.lease import LIVES
 from orchestrator.plan import Plan
 from orchestrator.run_directory import RunDirectory
@@ -50,12 +51,10 @@ class Crew:
             UserError: the cluster can't place them, or an actor refused its settings.
         """
         self.start_from, self.goes_on = checkpoint, goes_on
-        placement = self.config.placement
         requests = [Request(SOURCE, SOURCE_CPUS, num_takes=self._num_takes(SOURCE))]
-        requests += [
-            Request(name, self._cpus(), placement.gpus_per_block, self._num_takes(name)) for name in self.blocks
-        ]
+        requests += [self._request(index) for index in range(len(self.blocks))]
         self.cluster.start(requests, self.config.recovery.spares)
+        self.cluster.check(self.directory.path)
         self.cluster.assign({name: self._assignment(name, checkpoint) for name in self.names})
         self.cluster.connect(self.plan.wiring.edges)
 
@@ -94,8 +93,11 @@ class Crew:
 
     def _num_takes(self, name: str) -> int:
         outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
-        return edge_settings(self.config).window * len(outgoing)
+        return edge_settings(self.config, self.plan.wiring).window * len(outgoing)
 
-    def _cpus(self) -> float:
-        asked = self.config.placement.cpus_per_block
-        return self.cluster.cpus_for(len(self.blocks), SOURCE_CPUS) if asked == "auto" else float(asked)
+    def _request(self, index: int) -> Request:
+        name, place = self.blocks[index], place_of(self.config.placement, index)
+        cpus = self.cluster.cpus_for(len(self.blocks), SOURCE_CPUS) if place.cpus == "auto" else float(place.cpus)
+        return Request(
+            name, cpus, place.gpus, self._num_takes(name), place.accelerator_type, place.labels, place.resources
+        )

@@ -75,7 +75,7 @@ def predict(
         RunError: the chain can't progress with this capacity.
     """
     rule_spec, objective_spec = PluginSpec(rule, None, settings or {}), PluginSpec(objective, None, {})
-    needs = _needs(rule_spec, objective, num_blocks)
+    needs = needs_of(rule_spec, objective, num_blocks)
     wiring = wire(needs, schedule=schedule, delay_per_hop=delay_per_hop, input_delay=input_delay)
     each = [costs] * num_blocks if isinstance(costs, Costs) else costs
     actors = [TimedActor(block_name(index), num_batches) for index in range(num_blocks)]
@@ -85,7 +85,7 @@ def predict(
         spec = timed_spec(place, edges, needs[index], rule_spec, objective_spec, late=late)
         actor.program = _program(TimedBlock(spec, each[index], actor.spend), actor, starts[index])
     source = _source(wiring, num_batches)
-    with _one_thread():
+    with one_thread():
         run_all([source, *actors], _edges(wiring, capacity, message_s))
     return Prediction(
         period_s=period(starts[-1]),
@@ -105,7 +105,7 @@ def period(starts: Sequence[float]) -> float:
     return median((starts[t + width] - starts[t]) / width for t in later)
 
 
-class _Batches:
+class NoBatches:
     """Training batches that cost nothing."""
 
     def __init__(self, num_batches: int) -> None:
@@ -118,14 +118,14 @@ class _Batches:
 
 def _source(wiring: Wiring, num_batches: int) -> TimedActor:
     actor = TimedActor(SOURCE, num_batches)
-    batches = cast(TrainBatches, _Batches(num_batches))
+    batches = cast(TrainBatches, NoBatches(num_batches))
     actor.program = SourceProgram(
         batches, {}, wiring.source, actor.times, evaluate_every=None, stop_asked=lambda: False
     ).run()
     return actor
 
 
-def _needs(spec: PluginSpec, objective: str, num_blocks: int) -> list[Needs]:
+def needs_of(spec: PluginSpec, objective: str, num_blocks: int) -> list[Needs]:
     """What the rule and the objective declare together, block by block."""
     rule = cast(type[LearningRule], plugin_class("rule", name=spec.name, factory=None))
     fields = cast(type[Objective], plugin_class("objective", name=objective, factory=None)).fields
@@ -151,7 +151,7 @@ def _edges(wiring: Wiring, capacity: int, message_s: float) -> dict[str, TimedEd
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Tensors of a few numbers are slower on several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,12 +23,14 @@ class Failure:
         reason: one line.
         batch: that it was training on, None if that is unknown or it was between batches.
         raised: whether its program raised; else its process died or hung.
+        announced: whether its node had said that it would end.
     """
 
     actor: str
     reason: str
     batch: int | None = None
     raised: bool = False
+    announced: bool = False
 
 
 class Failures:
@@ -37,17 +39,20 @@ class Failures:
     Args:
         max_failures: after which the run ends.
         backoff_s: wait before the first replacement of an actor; doubled each further time.
+        max_preemptions: actors on nodes that announced their end, counted apart; None: any number.
     """
 
-    def __init__(self, max_failures: int, backoff_s: float = 0.0) -> None:
-        self.max_failures, self.backoff_s = max_failures, backoff_s
-        self.count = 0
+    def __init__(self, max_failures: int, backoff_s: float = 0.0, max_preemptions: int | None = None) -> None:
+        self.max_failures, self.backoff_s, self.max_preemptions = max_failures, backoff_s, max_preemptions
+        self.count = self.num_preemptions = 0
         self._of: Counter[str] = Counter()
         self._raised: Counter[tuple[str, int]] = Counter()
         self._died: dict[str, tuple[int | None, int]] = {}
 
     def add(self, failure: Failure) -> str | None:
         """Count a failure; return why the run must end, None if the actor may be replaced."""
+        if failure.announced:
+            return self._preempted(failure)
         self.count += 1
         self._of[failure.actor] += 1
         same = self._same(failure)
@@ -59,6 +64,15 @@ class Failures:
                 f"{self.max_failures}; the run can be resumed from its last checkpoint"
             )
         return None
+
+    def _preempted(self, failure: Failure) -> str | None:
+        self.num_preemptions += 1
+        if self.max_preemptions is None or self.num_preemptions <= self.max_preemptions:
+            return None
+        return (
+            f"{failure.actor}: {failure.reason}; that is preemption {self.num_preemptions}, more than "
+            f"recovery.max_preemptions = {self.max_preemptions}; the run can be resumed from its last checkpoint"
+        )
 
     def wait_s(self, actor: str) -> float:
         """Return the seconds to wait before an actor is replaced."""

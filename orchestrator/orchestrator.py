@@ -28,8 +28,10 @@ from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
+from orchestrator.departures import Departures
 from orchestrator.lease import Lease
 from orchestrator.ledger_watch import LedgerWatch
+from orchestrator.measures import Measures
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
@@ -84,10 +86,15 @@ class Orchestrator:
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
         )
         self.recovery = Recovery(config, self.crew, self.commits, self.metrics.event, self.progress.say, time.monotonic)
+        self.departures = Departures(
+            self.recovery, self.commits, lambda: cluster.order(SOURCE, "snapshot"), self.metrics.event,
+            self.progress.say, time.monotonic,
+        )  # fmt: skip
         self.facts: dict[str, Mapping[str, Any]] = {}
         self.known: dict[str, Mapping[str, Any]] = {}
         """The newest report of every actor."""
         self.clocks = Clocks()
+        self.measures = Measures(directory.path.name, config.data.batch_size)
         self.auto_buffers, self.ledgers = AutoBuffers(plan.wiring), LedgerWatch(plan.wiring.edges)
         self.stop_asked = False
         self.is_paused = False
@@ -191,6 +198,10 @@ class Orchestrator:
             self.recovery.heard(reports)
             for ended in self.recovery.hung():
                 self._accept(ended)
+        well = {name: facts for name, facts in reports.items() if name not in self.recovery.losses}
+        self.departures.look(self.cluster.leaving(), well)
+        if self.config.placement.rebalance and self.recovery.mode != "none":
+            self.departures.settle(self.cluster.astray({name: facts["node"] for name, facts in well.items()}))
         return reports
 
     def _accept(self, event: Ended | Joined) -> None:
@@ -206,7 +217,7 @@ class Orchestrator:
         if event.is_mistake:
             self.metrics.event(event="failed", actor=name, reason=event.reason)
             raise UserError(event.reason)
-        self.recovery.lost(event)
+        self.recovery.lost(event, announced=event.died and self.departures.is_announced(name))
         for gone in self.crew.names if self.recovery.mode == "global" else [name]:
             self.facts.pop(gone, None)
             self.known.pop(gone, None)
@@ -229,6 +240,7 @@ class Orchestrator:
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
+        self.cluster.publish(self.measures.of(self.known, self.crew.restarts))
         if reports.keys() >= set(self.crew.names):  # taken in one look
             self._log_changes(reports)
             self._log_imbalances(self.ledgers.look(reports))

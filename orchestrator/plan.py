@@ -20,6 +20,7 @@ from actors.networks.network import network_layers
 from actors.objective import Objective
 from actors.plugins import plugin_class
 from actors.spec import RawInput
+from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.specs import data_spec, is_unordered, network_spec
 from orchestrator.wiring import Wiring, wire
@@ -65,8 +66,9 @@ def make_plan(config: RunConfig) -> Plan:
     data = load_data(data_spec(config))
     batches = TrainBatches(data, data_spec(config), config.training.epochs)
     layers = network_layers(network_spec(config), data.input_shape, data.num_classes, config.seed)
-    assert config.network.blocks != "auto", "refused by the config"
-    blocks = cut_layers([layer.name for layer in layers], config.network.blocks, config.network.cuts)
+    number = config.network.blocks
+    assert number != "auto" or config.network.cuts is not None, "resolved before"
+    blocks = cut_layers([layer.name for layer in layers], None if number == "auto" else number, config.network.cuts)
     modules, shapes = _shapes(layers, blocks, data.input_shape, config.seed)
     if batches.last_batch_size == 1 and any(_has_batch_norm(module) for module in modules):
         raise UserError(
@@ -80,16 +82,18 @@ def make_plan(config: RunConfig) -> Plan:
             f"activation, and schedule {config.schedule.name!r} uses batches out of order; use schedule.name=pipeline"
         )
     epochs, is_sequential = config.training.epochs, config.schedule.name == "sequential"
+    wiring = wire(
+        needs,
+        schedule=config.schedule.name,
+        delay_per_hop=config.schedule.delay_per_hop,
+        input_delay=config.schedule.input_delay or 1,
+    )
+    edge_codecs(config.wire, wiring)  # refuses edges that the run does not have
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),
         shapes=shapes,
         needs=tuple(needs),
-        wiring=wire(
-            needs,
-            schedule=config.schedule.name,
-            delay_per_hop=config.schedule.delay_per_hop,
-            input_delay=config.schedule.input_delay or 1,
-        ),
+        wiring=wiring,
         raw=RawInput(data.input_shape, data.train.mean, data.train.std),
         num_classes=data.num_classes,
         num_samples=len(data.train),
@@ -102,6 +106,17 @@ def make_plan(config: RunConfig) -> Plan:
         num_epochs=epochs * len(blocks) if is_sequential else epochs,
         phase_batches=epochs * batches.batches_per_epoch if is_sequential else None,
     )
+
+
+def layer_names(config: RunConfig) -> list[str]:
+    """Return the names of the network's layers, first to last.
+
+    Raises:
+        UserError: data or network are not what they must be.
+    """
+    data = load_data(data_spec(config))
+    layers = network_layers(network_spec(config), data.input_shape, data.num_classes, config.seed)
+    return [layer.name for layer in layers]
 
 
 def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:

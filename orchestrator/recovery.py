@@ -53,7 +53,9 @@ class Recovery:
     ) -> None:  # fmt: skip
         self.mode = durability(config).mode
         self.crew, self.commits, self.event, self.say, self._clock = crew, commits, event, say, clock
-        self.failures = Failures(config.recovery.max_failures, config.recovery.backoff_s)
+        self.failures = Failures(
+            config.recovery.max_failures, config.recovery.backoff_s, config.recovery.max_preemptions
+        )
         self.losses: dict[str, Loss] = {}
         self._deadline = config.recovery.step_deadline_s
         self._heard: dict[str, float] = {}
@@ -93,15 +95,39 @@ class Recovery:
 
     # ------------------------------------------------------------------ losing and replacing
 
-    def lost(self, ended: Ended) -> None:
+    def move(self, name: str, reason: str, *, is_announced: bool = True) -> None:
+        """Let an actor, which is well, go on elsewhere.
+
+        Args:
+            name: which.
+            reason: why, one line.
+            is_announced: whether its node will end, which is counted.
+
+        Raises:
+            RunError: that has happened too often.
+        """
+        now, version = self._clock(), self._known.get(name, {}).get("version", 0)
+        failure = Failure(name, reason, announced=is_announced)
+        self.event(event="moved", actor=name, reason=reason, position=self.commits.position)
+        if is_announced and (why := self.failures.add(failure)):
+            raise RunError(why)
+        self.losses[name] = Loss(failure, now, version, now)
+        self._heard.pop(name, None)
+        self._born.pop(name, None)
+
+    def lost(self, ended: Ended, *, announced: bool = False) -> None:
         """Count a loss and plan its replacement.
+
+        Args:
+            ended: what is known of it.
+            announced: whether its node had said that it would end.
 
         Raises:
             RunError: the run must end.
         """
         name, now = ended.name, self._clock()
         mark = None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
-        failure = Failure(name, ended.reason, mark, raised=not ended.died)
+        failure = Failure(name, ended.reason, mark, raised=not ended.died, announced=announced)
         self.event(
             event="lost", actor=name, reason=ended.reason, batch=mark,
             unheard_s=round(now - self._heard.get(name, now), 3),

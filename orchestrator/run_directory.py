@@ -201,6 +201,15 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
+def held_cuts(config: RunConfig) -> list[str] | None:
+    """Return the cuts that were found for `network.blocks: auto` when the run of a config began; None: it has not."""
+    directory = RunDirectory(run_dir_here(config.run_dir, os.environ))
+    if not directory.config_yaml.is_file():
+        return None
+    network = directory._read_config().get("network", {})
+    return network.get("cuts") if network.get("blocks") == "auto" else None
+
+
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

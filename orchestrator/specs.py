@@ -18,10 +18,12 @@ from actors.seeds import seed_of
 from actors.spec import BlockSpec, Machine, PluginSpec, Replay, SourceSpec
 from actors.stretch import Slowness
 from actors.trace import sampled_batches
+from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, replay_settings
-from orchestrator.wiring import SOURCE, block_name
+from orchestrator.config.placing import place_of
+from orchestrator.wiring import SOURCE, Wiring, block_name
 
 if TYPE_CHECKING:
     from orchestrator.checkpoints import Checkpoint
@@ -79,7 +81,7 @@ def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth())
         until_stopped=is_unordered(config),
         repeats=config.schedule.name == "replay",
         evaluated_splits=tuple(evaluation.splits),
-        settings=edge_settings(config),
+        settings=edge_settings(config, plan.wiring),
         machine=_machine(config, device="cpu", threads=1),
         snapshot_every=durability(config).every_batches,
         most_uncovered=most_uncovered(config, plan) if is_retaining(config) else None,
@@ -99,6 +101,7 @@ def block_spec(
 ) -> BlockSpec:  # fmt: skip
     """Return the spec of one block's actor; `checkpoints` is the address of the storage for its snapshots."""
     placement = config.placement
+    device = "cuda:0" if place_of(placement, index).gpus else "cpu"
     return BlockSpec(
         run=run,
         name=block_name(index),
@@ -113,8 +116,8 @@ def block_spec(
         objective=PluginSpec(config.objective.name, config.objective.factory, config.objective.options),
         optimizers=optimizer_specs(config, plan, index),
         edges=plan.wiring.blocks[index],
-        settings=edge_settings(config),
-        machine=_machine(config, device="cuda:0" if placement.gpus_per_block else "cpu", threads=placement.threads),
+        settings=edge_settings(config, plan.wiring),
+        machine=_machine(config, device=device, threads=placement.threads, pins=placement.pin_cpus),
         fields=plan.needs[index].fields,
         late=config.schedule.late or "stash",
         phase_batches=plan.phase_batches,
@@ -226,15 +229,16 @@ def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
     )
 
 
-def edge_settings(config: RunConfig) -> EdgeSettings:
-    """Return the sizes of every edge."""
+def edge_settings(config: RunConfig, wiring: Wiring) -> EdgeSettings:
+    """Return the sizes of every edge, and the codecs of those that have one."""
     buffers = config.buffers
     capacity = max(4, buffers.capacity) if buffers.mode == "auto" else buffers.capacity  # it may soon be larger
     window = buffers.window or min(2, capacity)
-    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config))
+    codecs = edge_codecs(config.wire, wiring)
+    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config), codecs=codecs)
 
 
-def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
+def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False) -> Machine:
     training = config.training
     return Machine(
         device=device,
@@ -245,4 +249,5 @@ def _machine(config: RunConfig, *, device: str, threads: int) -> Machine:
         precision=training.precision,
         deadline_s=config.placement.deadline_s,
         is_shared=config.placement.backend == "in_process",
+        pins=pins and config.placement.backend != "in_process",
     )

@@ -14,6 +14,7 @@ _BLOCK = (
     "pid",
     "node",
     "device",
+    "cores",
     "waiting_on",
     "waiting_s",
     "time_fraction",

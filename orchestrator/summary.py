@@ -76,6 +76,7 @@ def edge_entry(name: str, sender: Mapping[str, Any], receiver: Mapping[str, Any]
         "name": name,
         **asdict(edge_ledger(sent, got)),
         "bytes": sent["bytes"],
+        "wire": sent["wire"],
         "capacity": sent["capacity"],
         "duplicates": got["duplicates"],
         "staleness": _staleness(got["staleness"]) | {"bound": bound},

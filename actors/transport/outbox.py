@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import EdgeError, SessionRefused
 from actors.messages import Kind, Message, from_plain, to_plain
-from actors.transport.packet import Packet, pack, unpack
+from actors.transport.codec import PLAIN, WireError
+from actors.transport.packet import CODED_KINDS, Packet, pack, unpack
 
 Session = tuple[int, int]
 """(incarnation of the consumer, counter): ordered, the newest one is served."""
@@ -73,6 +74,7 @@ class Outbox:
         repeats: this life makes again what an earlier one has made after the position that it was restored at.
             What the consumer has already is not kept.
         is_lossy: this life does not make the same messages again: its numbers go on after the consumer's.
+        codec: what activations and feedback travel as.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Outbox:
         keep: int = 0,
         repeats: bool = False,
         is_lossy: bool = False,
+        codec: str = PLAIN,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"outbox {edge}: capacity must be at least 1, got {capacity}")
@@ -96,6 +99,7 @@ class Outbox:
         self.durable = -1
         self.oldest_trainable = 0
         self.num_bytes = 0
+        self.wire_error = WireError(codec)
         self._most_waiting = 0
         self._kept: deque[tuple[int, Packet]] = deque()
         self._recent: deque[int] = deque(maxlen=keep)
@@ -140,6 +144,8 @@ class Outbox:
             sequence = self._next_sequence
         # Packing reads the whole payload, so it is done outside the lock; only one thread puts.
         packet = self._packed(message, sequence)
+        if message.kind in CODED_KINDS:
+            self.wire_error.look(sequence, message.tensors)
         with self._changed:
             if sequence != self._next_sequence:  # a new session has moved it meanwhile
                 sequence = self._next_sequence
@@ -153,8 +159,8 @@ class Outbox:
         return True
 
     def _packed(self, message: Message, sequence: int) -> Packet:
-        sent = replace(message, sequence=sequence, incarnation=self.incarnation)
-        return pack(sent, run=self.run, edge=self.edge)
+        sent = message.numbered(sequence, self.incarnation)
+        return pack(sent, run=self.run, edge=self.edge, codec=self.wire_error.codec)
 
     def _store(self, sequence: int, kind: Kind, packet: Packet) -> None:
         self._kept.append((sequence, packet))

@@ -1,11 +1,13 @@
 """A message as it travels: a msgpack header with checksums beside raw numpy buffers.
 
 Nothing is ever unpickled from a header; sizes are capped and everything is checked before a tensor
-is made. Tensors cross as views of the producer's memory; the receiver must not write to them.
+is made. Tensors cross as views of the producer's memory; the receiver must not write to them. Under a wire codec
+activations and feedback cross in fewer bits; a header's table then says what they were and by what they are scaled.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -19,10 +21,13 @@ from torch import Tensor
 
 from actors.errors import CorruptMessage, EdgeError
 from actors.messages import Flags, Kind, Message
+from actors.transport.codec import CODECS, ENCODED, PLAIN, Encoded, encode
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSOR_BYTES = 8 * 1024**3
 FORMAT = 1
+CODED_KINDS = (Kind.ACTIVATION, Kind.FEEDBACK)
+"""What a wire codec acts on; an evaluation is of the network as it will be used."""
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -56,8 +61,13 @@ def checksum(buffer: np.ndarray) -> int:
     return (total * 31 + zlib.crc32(buffer[even:].tobytes()) + buffer.nbytes) & 0xFFFFFFFFFFFFFFFF
 
 
-def pack(message: Message, *, run: str, edge: str) -> Packet:
+def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet:
     """Lay a message out for its journey; tensors are moved to the CPU if they are elsewhere.
+
+    Args:
+        message: what travels.
+        run, edge: written into the header.
+        codec: what activations and feedback travel as.
 
     Raises:
         EdgeError: a tensor's dtype can't travel.
@@ -66,8 +76,10 @@ def pack(message: Message, *, run: str, edge: str) -> Packet:
     for name, tensor in message.tensors.items():
         if tensor.dtype not in _DTYPES.values():
             raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
-        entry, buffer = _flatten(tensor)
-        table.append([name, *entry, checksum(buffer)])
+        coded = encode(tensor, codec) if message.kind in CODED_KINDS else None
+        entry, buffer = _flatten(tensor if coded is None else coded.tensor)
+        origin = [] if coded is None else [_name(coded.dtype), coded.scale]
+        table.append([name, *entry, checksum(buffer), *origin])
         buffers.append(buffer)
     body = msgpack.packb(
         {
@@ -106,13 +118,14 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
         raise CorruptMessage(f"edge {edge}: the header lists {len(table)} tensors, got {len(packet.buffers)}")
     tensors: dict[str, Tensor] = {}
     for row, buffer in zip(table, packet.buffers, strict=True):
-        name, dtype, shape, order, expected = _check_row(edge, row)
+        name, dtype, shape, order, expected, *origin = _check_row(edge, row)
         if (got := checksum(buffer)) != expected:
             raise CorruptMessage(
                 f"edge {edge}, message {header['sequence']}: tensor {name!r} has checksum {got}, "
                 f"expected {expected}; it is not used"
             )
-        tensors[name] = _unflatten(edge, name, dtype, shape, order, buffer)
+        tensor = _unflatten(edge, name, dtype, shape, order, buffer)
+        tensors[name] = Encoded(tensor, origin[1], _DTYPES[origin[0]]).decoded() if origin else tensor
     return Message(
         kind=Kind(header["kind"]),
         batch_id=header["batch"],
@@ -159,14 +172,25 @@ def read_header(header: bytes, edge: str) -> dict[str, Any]:
 
 def _check_row(edge: str, row: Any) -> list[Any]:
     """Return a row of the tensor table if its values have the types that `pack` writes."""
-    kinds = (str, str, list, str, int)
+    kinds = (str, str, list, str, int, str, float)
     if (
         not isinstance(row, list)
-        or len(row) != len(kinds)
-        or not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))
+        or len(row) not in (len(kinds) - 2, len(kinds))
+        or not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=False))
+        or (len(row) == len(kinds) and not _is_coded(row[1], row[5], row[6]))
     ):
         raise CorruptMessage(f"edge {edge}: the tensor table has a row {row!r}")
     return row
+
+
+def _is_coded(dtype: str, origin: str, scale: float) -> bool:
+    """Whether a codec may have turned numbers of `origin` into `dtype` with this scale."""
+    coded = dtype in map(_name, CODECS.values()) and origin in map(_name, ENCODED)
+    return coded and math.isfinite(scale) and scale > 0
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
@@ -178,7 +202,7 @@ def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
     flat = tensor.permute(0, 2, 3, 1) if order == "channels_last" else tensor.contiguous()
     # A lone element counts as contiguous whatever its stride is; bytes can only be seen at stride 1.
     bits = flat.reshape(-1).as_strided((flat.numel(),), (1,)).view(torch.uint8)
-    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), order], bits.numpy()
+    return [_name(tensor.dtype), list(tensor.shape), order], bits.numpy()
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from actors.spec import BlockSpec, SourceSpec
+from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
 
@@ -15,12 +17,21 @@ class Request:
     """What one actor asks of its machine.
 
     `num_takes`: calls of its consumers that may wait in it at the same time.
+    `accelerator_type`: kind of GPU. `labels`: of the nodes that may host it. `resources`: custom ones that it takes.
     """
 
     name: str
     cpus: float
     gpus: float = 0.0
     num_takes: int = 2
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_anywhere(self) -> bool:
+        """Whether any node can host it."""
+        return not (self.gpus or self.accelerator_type or self.labels or self.resources)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,14 @@ class Cluster(Protocol):
         """Start one host per request, placed in the order given, and `spares` that wait to replace one."""
         ...
 
+    def check(self, run_dir: Path) -> None:
+        """Refuse hosts that don't see the run directory, or run other versions than this process.
+
+        Raises:
+            UserError: names the first node.
+        """
+        ...
+
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
         """Build all actors, at the same time; return their first reports."""
         ...
@@ -99,6 +118,18 @@ class Cluster(Protocol):
     @property
     def has_news(self) -> bool:
         """Whether reports should be read now, since an actor has written a snapshot."""
+        ...
+
+    def leaving(self) -> Mapping[str, float]:
+        """Return the nodes that have announced their end, and how many seconds each has left."""
+        ...
+
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """Return the actors that are not where their resources are reserved, given the nodes where they are."""
+        ...
+
+    def publish(self, measures: Sequence[Measure]) -> None:
+        """Show a monitor the newest measures, if there is a way to."""
         ...
 
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from actors.fail_points import ProcessKilled
 from actors.host import Host
 from actors.transport.in_process import InProcessPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
+from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
 
@@ -48,6 +50,20 @@ class InProcessCluster:
                 "placement.gpus_per_block: a GPU is asked for, this machine shows none; set placement.gpus_per_block=0"
             )
         self._hosts = {request.name: Host() for request in requests}
+
+    def check(self, run_dir: Path) -> None:
+        """All hosts are this process."""
+
+    def leaving(self) -> Mapping[str, float]:
+        """The only machine stays."""
+        return {}
+
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """There is one place."""
+        return ()
+
+    def publish(self, measures: Sequence[Measure]) -> None:
+        """Nobody watches a process from outside."""
 
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
         """Build all actors."""

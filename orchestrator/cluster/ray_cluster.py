@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # Read by Ray's daemons when they start: workers at normal priority, no usage reports, no warnings.
@@ -22,23 +23,25 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray import exceptions
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import RunError, UserError
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
+from orchestrator.cluster.probe import marked, refusal
+from orchestrator.cluster.ray_bundles import is_placed, reserve
+from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
+from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_session import first_line, init_ray
+from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
 START_DEADLINE_S = 120.0
 REPORT_WAIT_S = 0.3
 """Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
-PLACE_WAIT_S = 1.0
-"""How long Ray may take to find the bundles of a lost node another place before a block goes anywhere."""
-LOOK_EVERY_S = 0.02
 SPARE_TAKES = 2
 KEPT_TAKES = 16
 """Takes that a kept host can serve at a time; it is started before its edges are known."""
@@ -50,12 +53,18 @@ class RayCluster:
     Args:
         strategy: placement strategy of the group.
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
+        wait_s: longest wait for resources.
         keep: keep hosts between runs (tests); they end with the Ray session.
     """
 
-    def __init__(self, *, strategy: str = "PACK", object_store_bytes: int | None = None, keep: bool = False) -> None:
-        self._strategy, self._keep = strategy, keep
+    def __init__(
+        self, *, strategy: str = "PACK", object_store_bytes: int | None = None, wait_s: float = 600.0,
+        keep: bool = False,
+    ) -> None:  # fmt: skip
+        self._strategy, self._wait_s, self._keep = strategy, wait_s, keep
+        self._gauges = RayGauges()
         self._started_ray = not ray.is_initialized()
+        self._is_own = self._started_ray and os.environ.get("RAY_ADDRESS", "local") == "local"
         if self._started_ray:
             init_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
@@ -85,18 +94,16 @@ class RayCluster:
         """Reserve one bundle per actor and start a host in each; spares wait outside of the bundles.
 
         Raises:
-            UserError: the cluster can never place them.
+            UserError: the cluster does not place them in time.
         """
         self._requests = {request.name: (index, request) for index, request in enumerate(requests)}
-        self._num_spares = 0 if any(request.gpus for request in requests) else spares
-        if self._keep and not any(request.gpus for request in requests):
+        is_anywhere = all(request.is_anywhere for request in requests)
+        self._num_spares = spares if is_anywhere else 0
+        if self._keep and is_anywhere:
             self._have_spares(len(requests) + spares)
             self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
             return
-        self._check_resources(requests)
-        bundles = [{"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {}) for request in requests]
-        self._group = placement_group(bundles, strategy=self._strategy)
-        self._wait_for_group(bundles)
+        self._group = reserve(requests, self._strategy, wait_s=self._wait_s)
         for request in requests:
             self._hosts[request.name] = self._new_host(request.name, request.cpus)
         self._have_spares(self._num_spares)
@@ -105,23 +112,29 @@ class RayCluster:
         """Start a host in an actor's bundle; anywhere, if the bundle was on a lost node and has no other place."""
         index, request = self._requests[name]
         host = remote_host(request.num_takes + SPARE_TAKES)
-        if self._group is None or not (request.gpus or self._is_placed(self._group)):
+        if self._group is None or (request.is_anywhere and not is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
 
-    def _is_placed(self, group: PlacementGroup) -> bool:
-        """Whether every bundle has a node, waiting for those that have lost theirs."""
-        until = time.monotonic() + PLACE_WAIT_S
-        while placement_group_table(group)["state"] != "CREATED":
-            if time.monotonic() >= until:
-                return False
-            time.sleep(LOOK_EVERY_S)
-        return True
-
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
             self._spare.append(remote_host(KEPT_TAKES).options(num_cpus=0).remote())
+
+    def check(self, run_dir: Path) -> None:
+        """Ask every host what it sees.
+
+        Raises:
+            UserError: a host does not see the run directory, or has other versions.
+            RunError: a host died or took too long.
+        """
+        with marked(run_dir) as (mark, text):
+            calls = {name: lambda host=host: host.probe.remote(mark, text) for name, host in self._hosts.items()}
+            refs = {name: call() for name, call in calls.items()}
+            for name, ref in refs.items():
+                seen = self._result(name, ref, calls[name])
+                if why := refusal(name, seen["node"], seen, run_dir):
+                    raise UserError(why)
 
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
         """Build all actors at the same time.
@@ -225,9 +238,15 @@ class RayCluster:
         if before in self._dead:
             self._dead.remove(before)
         used = list(self._hosts.values())
-        free = next((host for host in list(self._spare) if host not in used and self._is_alive(host)), None)
+        away = set() if self._is_own else avoided()
+        spares = [] if away else list(self._spare)  # where they are is not known
+        free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
-            free = self._new_host(name, 0.0)
+            index, request = self._requests[name]
+            if away and not has_place(self._group, index, away):
+                free = elsewhere(remote_host(request.num_takes + SPARE_TAKES), request, away)
+            else:
+                free = self._new_host(name, 0.0)
             if self._keep:
                 self._spare.append(free)
         elif not self._keep:
@@ -286,6 +305,21 @@ class RayCluster:
                 continue  # its run() reference tells why
         return found
 
+    def leaving(self) -> Mapping[str, float]:
+        """Return the nodes that are drained, with the seconds they have left; a Ray of our own drains none."""
+        return {} if self._is_own else draining()
+
+    def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
+        """Return the actors outside of their bundles, once every bundle has a place again."""
+        if self._group is None:
+            return ()
+        places = bundle_nodes(self._group, {name: index for name, (index, _) in self._requests.items()})
+        return [name for name, node in nodes.items() if places.get(name, node) != node]
+
+    def publish(self, measures: Sequence[Measure]) -> None:
+        """Let this node's agent serve them."""
+        self._gauges.publish(measures)
+
     @property
     def has_news(self) -> bool:
         """Reports are read once a second."""
@@ -324,25 +358,6 @@ class RayCluster:
             if host in self._spare:
                 self._spare.remove(host)
         self._dead = []
-
-    def _check_resources(self, requests: Sequence[Request]) -> None:
-        has = ray.cluster_resources()
-        for resource, key in (("GPU", "gpus_per_block"), ("CPU", "cpus_per_block")):
-            asked = sum(r.gpus if resource == "GPU" else r.cpus for r in requests)
-            if asked > has.get(resource, 0.0) + 1e-6:
-                raise UserError(
-                    f"placement.{key}: {len(requests)} actors ask for {asked:g} {resource}, the cluster has "
-                    f"{has.get(resource, 0.0):g}; lower placement.{key} or add nodes"
-                )
-
-    def _wait_for_group(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        assert self._group is not None
-        ready, _ = ray.wait([self._group.ready()], timeout=START_DEADLINE_S)
-        if not ready:
-            raise RunError(
-                f"placement: asked for {list(bundles)}, free is {ray.available_resources()}; nothing was placed "
-                f"within {START_DEADLINE_S:.0f} s"
-            )
 
     def _result(self, name: str, ref: Any, again: Callable[[], Any]) -> Any:
         """Return a call's result; a call that the wire has lost is made again."""

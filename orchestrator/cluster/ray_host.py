@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from actors.host import Host
+from orchestrator.cluster.probe import probe
 
 
 class RayHost(Host):
@@ -19,6 +20,10 @@ class RayHost(Host):
     def run(self) -> dict[str, Any]:
         """Run the actor to its end and return its last facts, with Ray's node id."""
         return super().run() | self._node()
+
+    def probe(self, mark: str, text: str) -> dict[str, Any]:
+        """Return what this process sees of the run directory, and its versions; see `orchestrator.cluster.probe`."""
+        return probe(mark, text) | self._node()
 
     def _node(self) -> dict[str, str]:
         return {"node": ray.get_runtime_context().get_node_id()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from typing import Any
 import ray
 
 from actors.errors import UserError
+from orchestrator.job_directory import JOB
+
+CONNECT_DEADLINE_S = 10.0
 
 
 def init_ray(object_store_bytes: int | None) -> None:
@@ -21,7 +26,7 @@ def init_ray(object_store_bytes: int | None) -> None:
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
 
     Raises:
-        UserError: no cluster answers at RAY_ADDRESS.
+        UserError: no cluster answers at RAY_ADDRESS, or it runs other versions.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
@@ -31,7 +36,8 @@ def init_ray(object_store_bytes: int | None) -> None:
             "num_cpus": os.cpu_count(),
             "object_store_memory": object_store_bytes,
         }
-    environment = _worker_environment()
+    _check_answers(address)
+    environment = _worker_environment() if local else new_variables()
     since = time.monotonic()
     try:
         # A local cluster inherits the environment; one that runs is asked to set it, which its workers wait for.
@@ -45,6 +51,38 @@ def init_ray(object_store_bytes: int | None) -> None:
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
             f"({first_line(error)}); check the address, or unset it to run on this machine"
         ) from None
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        facts = " ".join(str(error).split())
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address!r} runs other versions ({facts}); install the same Ray and Python "
+            f"here and there"
+        ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Ray asks for half a minute, and tells of it in many lines; a port that refuses is known at once."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS: nothing answers at {address} ({error.strerror or error}); check the address, or unset it to "
+            f"run on this machine"
+        ) from None
+
+
+def new_variables() -> dict[str, str]:
+    """Return what the job that this process belongs to does not set for its workers already.
+
+    Ray refuses to be told of one variable by the job and by its driver.
+    """
+    job = json.loads(os.environ.get(JOB) or "{}")
+    known = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in _worker_environment().items() if name not in known}
 
 
 _KEEP_MEMORY: Mapping[str, str] = {

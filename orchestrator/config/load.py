@@ -103,6 +103,8 @@ def same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         if key == "training.epochs" and after.get(key, 0) > before.get(key, 0):
             continue
+        if key == "network.cuts" and before.get("network.blocks") == "auto" and key not in after:
+            continue  # the run's own, found when it began
         differing.append(key)
     return differing
 

@@ -26,10 +26,12 @@ from orchestrator.config.sections import (
 )
 
 _NOT_YET: Mapping[str, object] = {
-    "wire": None,
-    "placement.blocks": None, "placement.blocks_per_actor": None, "placement.rebalance": None,
+    "placement.blocks_per_actor": None,
 }  # fmt: skip
 """Key -> the only value that this version can do."""
+
+MOST_BLOCKS = 10**6
+"""More than any network has, where cuts are not known yet."""
 
 _UNION_MEMBER = re.compile(r"bool|int|float|str|\[key\]|(literal|list|dict|function-\w+)\[.*\]|constrained-\w+")
 _WORDS: Mapping[str, str] = {
@@ -54,6 +56,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_network(config, catalog)
     _check_data(config, catalog)
     _check_optimizer(config, catalog)
+    _check_indices("placement.blocks", config.placement.blocks, config.network)
     buffers = config.buffers
     if buffers.window is not None and buffers.window > buffers.capacity:
         raise UserError(
@@ -76,8 +79,6 @@ def _check_available(config: RunConfig) -> None:
         if value != only:
             remedy = "remove it" if only is None else f"leave it at {only!r}"
             raise UserError(f"{key}: got {value!r}, which is not available in this version; {remedy}")
-    if config.network.blocks == "auto":
-        raise UserError("network.blocks: got 'auto', which is not available in this version; give a number of blocks")
 
 
 def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin:
@@ -109,6 +110,16 @@ def _check_network(config: RunConfig, catalog: Catalog) -> None:
     _check_one_of_two(network, "network", catalog.networks)
     if isinstance(network.blocks, int) and network.blocks < 1:
         raise UserError(f"network.blocks: got {network.blocks}, expected 1 or more; give the number of blocks")
+    if network.num_blocks is not None and network.blocks != "auto":
+        raise UserError(
+            f"network.num_blocks: got {network.num_blocks} with network.blocks {network.blocks!r}, expected it only "
+            f"with 'auto'; leave it out or set network.blocks=auto"
+        )
+    if network.blocks == "auto" and config.schedule.name == "sequential":
+        raise UserError(
+            "network.blocks: got 'auto' with schedule 'sequential', where one block trains at a time and balanced cuts "
+            "gain nothing, expected a number; give a number of blocks"
+        )
     own = tuple(key for key in type(network).model_fields if key != "options")
     if network.name is not None:
         model = catalog.networks[_known_name("network.name", network.name, catalog.networks)]
@@ -135,12 +146,8 @@ def _check_optimizer(config: RunConfig, catalog: Catalog) -> None:
     own = tuple(key for key in type(optimizer).model_fields if key != "options")
     _check_arguments("optimizer", optimizer.options, catalog.optimizers[name], own)
     groups = {"heads": optimizer.heads, "synthesizer": optimizer.synthesizer}
-    num_blocks = _num_blocks(config.network)
+    _check_indices("optimizer.blocks", optimizer.blocks, config.network)
     for index, values in optimizer.blocks.items():
-        if not 0 <= index < num_blocks:
-            raise UserError(
-                f"optimizer.blocks.{index}: expected the index of a block, 0 to {num_blocks - 1}; correct the index"
-            )
         groups[f"blocks.{index}"] = values
     for group, values in groups.items():
         where = f"optimizer.{group}"
@@ -149,9 +156,18 @@ def _check_optimizer(config: RunConfig, catalog: Catalog) -> None:
         _check_values(OptimizerSection, {key: values[key] for key in ("lr", "clip") if key in values}, where)
 
 
+def _check_indices(where: str, indices: Iterable[int], network: NetworkSection) -> None:
+    num_blocks = _num_blocks(network)
+    for index in indices:
+        if not 0 <= index < num_blocks:
+            raise UserError(f"{where}.{index}: expected the index of a block, 0 to {num_blocks - 1}; correct the index")
+
+
 def _num_blocks(network: NetworkSection) -> int:
     if network.cuts is not None:
         return len(network.cuts) + 1
+    if network.blocks == "auto":
+        return network.num_blocks or MOST_BLOCKS
     return network.blocks if isinstance(network.blocks, int) else 1
 
 

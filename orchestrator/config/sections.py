@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from actors.fail_points import Point
+
+Codec = Literal["fp32", "bf16", "fp16", "int8"]
+_ONE, _SEVERAL = "literal[codec]", "dict[str,codec]"
+"""How pydantic calls the forms of `wire` in the paths of its errors, which leave such names out."""
+Codecs = Annotated[
+    Annotated[Codec, Tag(_ONE)] | Annotated[dict[str, Codec], Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, dict) else _ONE),
+]
+"""One codec, or codecs by kind and edge."""
 
 
 class Section(BaseModel):
@@ -62,7 +71,9 @@ class NetworkSection(Section):
     factory: str | None = None
     """package.module:function that returns an nn.Module."""
     blocks: int | Literal["auto"] | None = None
-    """Number of blocks, cut evenly."""
+    """Number of blocks, cut evenly; auto: cut where measured times say, which `cuts` of the run's config then names."""
+    num_blocks: int | None = Field(default=None, ge=1)
+    """With blocks: auto, how many; default: one per core of this machine, or per GPU if blocks ask for them."""
     cuts: list[str] | None = None
     """Layers that each start a new block."""
     weights: str | None = None
@@ -253,28 +264,61 @@ class EvaluationSection(Section):
         return self
 
 
+class BlockPlacementSection(Section):
+    """What one block asks for instead of what all do; a key that is left out stays as it is for all."""
+
+    cpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    accelerator_type: str | None = None
+    labels: dict[str, str] | None = None
+    resources: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> BlockPlacementSection:
+        _check_whole_gpus("gpus", self.gpus or 0.0)
+        return self
+
+
+def _check_whole_gpus(key: str, gpus: float) -> None:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"expected {key} below 1 or a whole number")
+
+
 class PlacementSection(Section):
     """Where the blocks run."""
 
     backend: Literal["ray", "in_process"] = "ray"
     gpus_per_block: float = Field(default=0.0, ge=0)
+    """A fraction lets several blocks share one."""
     cpus_per_block: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """auto: one, or an equal share where blocks outnumber the cores."""
     threads: int = Field(default=1, ge=1)
     """Threads of a block's arithmetic."""
+    pin_cpus: bool = False
+    """Each block keeps to cores of its own, as many as it has threads, while its node has free ones."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Neighbours on few nodes, or on many."""
+    accelerator_type: str | None = None
+    """Kind of GPU, as Ray names it."""
+    labels: dict[str, str] = {}
+    """Labels of the nodes that may host a block, as Ray's label selectors say them."""
+    resources: dict[str, float] = {}
+    """Custom resources of Ray that each block takes."""
+    blocks: dict[int, BlockPlacementSection] = {}
+    """Other settings for a block, by its index."""
+    wait_s: float = Field(default=600.0, ge=0, allow_inf_nan=False)
+    """Longest wait for a cluster's resources, with a line every 30 s."""
     deadline_s: float = Field(default=600.0, gt=0)
     """Longest an actor waits on one edge without a message."""
     object_store_bytes: int | None = Field(default=None, ge=78_643_200)
     """Size of a local cluster's object store."""
-    blocks: dict[int, Any] | None = None
     blocks_per_actor: int | None = None
-    rebalance: bool | None = None
+    rebalance: bool = False
+    """Blocks that had to go elsewhere when a node was lost move back once there is a place for them again."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> PlacementSection:
-        if self.gpus_per_block > 1 and self.gpus_per_block != int(self.gpus_per_block):
-            raise ValueError("expected gpus_per_block below 1 or a whole number")
+        _check_whole_gpus("gpus_per_block", self.gpus_per_block)
         return self
 
 
@@ -304,6 +348,8 @@ class RecoverySection(Section):
     it; none: the run ends. Default: local over Ray, none in process."""
     max_failures: int = Field(default=3, ge=0)
     """Lost processes after which the run ends."""
+    max_preemptions: int | None = Field(default=None, ge=0)
+    """Actors that leave nodes which announced their end, counted apart; default: any number."""
     backoff_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Waited before an actor is replaced; doubled with each further failure of the same actor."""
     step_deadline_s: float | Literal["auto"] = "auto"
@@ -334,5 +380,7 @@ class RunConfig(Section):
     recovery: RecoverySection = RecoverySection()
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens where a loss, an activation or a gradient is no finite number; skip: without that block's update."""
-    wire: str | dict[str, Any] | None = None
+    wire: Codecs | None = None
+    """What activations and feedback between blocks travel as; default fp32, as they are. For both, or by the keys
+    activation and feedback, or by edge, such as block0->block1."""
     faults: FaultsSection = FaultsSection()

@@ -24,21 +24,26 @@ from typing import Any
 from tests.benchmarks.methods_results import FOLDER
 from tests.benchmarks.methods_runs import commit, surroundings
 from tests.benchmarks.overlap import Starts, forward_steps
-from tests.benchmarks.simulated_network import BATCH_SIZE, CLASSES, units_of
+from tests.benchmarks.simulated_network import BATCH_SIZE, CLASSES, describe
 
 WARM_UP = 20
 """Batches before the time per step is taken: the first ones that the timeline shows follow them."""
 
-CASES = ((8, 50.0, 4.0, 0.97), (16, 50.0, 4.0, 0.95), (8, 10.0, 0.5, 0.93), (32, 200.0, 4.0, 0.98))
-"""(blocks, compute in ms, message in MB, efficiency to reach)."""
+LOCKED_STEPS, LOCKED_WARM_UP = 10, 2
+"""Where blocks wait for each other a step lasts as long as the whole chain, and every one is in the timeline."""
 
-ARMS: dict[str, tuple[str, float]] = {
+CASES = ((8, 50.0, 4.0, 200, 0.97), (16, 50.0, 4.0, 200, 0.95), (8, 10.0, 0.5, 500, 0.93), (32, 200.0, 4.0, 80, 0.98))
+"""(blocks, compute in ms, message in MB, steps, efficiency to reach)."""
+
+Arms = dict[str, tuple[str, float]]
+"""(rule, delay_per_hop) by name."""
+
+ARMS: Arms = {
     "local": ("local", 0),
     "backprop, locked (s=0)": ("backprop", 0),
     "backprop, pipelined (s=2)": ("backprop", 2),
     "direct feedback alignment (s=2)": ("direct_feedback_alignment", 2),
 }
-"""(rule, delay_per_hop)."""
 
 
 def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folder: str) -> dict[str, Any]:
@@ -60,56 +65,78 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
     }  # fmt: skip
 
 
-def step_s(steps: Starts, num_blocks: int, num_batches: int) -> float:
+def step_s(steps: Starts, num_blocks: int, num_batches: int, warm_up: int = WARM_UP) -> float:
     """Return the time per step of the slowest block, from the first batch after the warm-up to the last one."""
     last = num_batches - 1
     names = [f"block{i}" for i in range(num_blocks)]
-    return max((steps[name, last][0] - steps[name, WARM_UP][0]) / (last - WARM_UP) for name in names)
+    return max((steps[name, last][0] - steps[name, warm_up][0]) / (last - warm_up) for name in names)
 
 
 def measure(arguments: argparse.Namespace, rule: str, delay_per_hop: float, cluster: Any) -> dict[str, Any]:
     """Train one arm over Ray; return its efficiency and where its blocks' time went."""
     from orchestrator.api import train
 
+    is_locked = rule == "backprop" and delay_per_hop == 0
+    if is_locked:
+        arguments = argparse.Namespace(**vars(arguments) | {"steps": LOCKED_STEPS})
     with tempfile.TemporaryDirectory(prefix="simulated-") as folder:
         summary = train(config(arguments, rule, delay_per_hop, folder), progress=False, cluster=cluster)
         steps = forward_steps(json.loads(Path(folder, "run", "timeline.json").read_text()))
-    period = step_s(steps, arguments.blocks, arguments.steps)
+    period = step_s(steps, arguments.blocks, arguments.steps, LOCKED_WARM_UP if is_locked else WARM_UP)
     shares = {
         name: round(median(block["time_fraction"][name] for block in summary.blocks), 4)
         for name in summary.blocks[0]["time_fraction"]
     }
-    return {"rule": rule, "delay_per_hop": delay_per_hop, "step_ms": 1000 * period,
-            "efficiency": arguments.compute_ms / 1000 / period, "time_fraction": shares}  # fmt: skip
+    return {
+        "rule": rule, "delay_per_hop": delay_per_hop, "step_ms": 1000 * period,
+        "efficiency": arguments.compute_ms / 1000 / period, "wall_s": summary.wall_s, "time_fraction": shares,
+    }  # fmt: skip
 
 
-def case(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the chosen arm; with `beside`, the other arms too, in one cluster."""
-    os.environ["SIMULATED"] = f"{arguments.blocks} {arguments.compute_ms} {units_of(arguments.message_mb * 2**20)}"
-    from orchestrator.cluster.ray_cluster import RayCluster
-
-    cluster = RayCluster(object_store_bytes=2 * 1024**3, keep=True)
+def case(
+    arguments: argparse.Namespace, arms: dict[str, tuple[str, float]], cluster: Any, folder: Path
+) -> dict[str, Any]:
+    """Measure arms of one case; the first one's facts stand on top, those of the others in `beside`."""
+    describe(folder / "network", arguments.blocks, arguments.compute_ms, arguments.message_mb * 2**20)
     facts = {name: getattr(arguments, name) for name in ("blocks", "compute_ms", "message_mb", "steps")}
-    arms = ARMS if arguments.beside else {"": (arguments.rule, arguments.delay_per_hop)}
     found = {name: measure(arguments, rule, delay, cluster) for name, (rule, delay) in arms.items()}
-    first = next(iter(found.values()))
-    beside = {name: arm for name, arm in found.items() if arm is not first}
-    return facts | first | {"load": os.getloadavg()[0], "beside": beside}
+    first, *others = found
+    result = facts | found[first] | {"load": os.getloadavg()[0], "beside": {name: found[name] for name in others}}
+    return result | {"commit": commit()} | surroundings()
 
 
-def table(arguments: argparse.Namespace) -> None:
-    """Measure the four cases, each in a process and a cluster of its own, and print a line for every arm."""
-    for blocks, compute_ms, message_mb, target in CASES:
+def one_forward_one_backward(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure torch's 1F1B with as many micro-batches as devices, the fewest it takes, and twice as many."""
+    found = []
+    for parts in (arguments.blocks, 2 * arguments.blocks):
         command = [
-            sys.executable, "-m", "tests.benchmarks.simulated_devices", "--json", "--beside",
-            "--blocks", str(blocks), "--compute-ms", str(compute_ms), "--message-mb", str(message_mb),
-            "--steps", str(arguments.steps),
+            sys.executable, "-m", "tests.benchmarks.simulated_1f1b", "--blocks", str(arguments.blocks),
+            "--compute-ms", str(arguments.compute_ms), "--message-mb", str(arguments.message_mb),
+            "--micro-batches", str(parts),
         ]  # fmt: skip
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return max(found, key=lambda arm: arm["efficiency"])
+
+
+def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
+    """Measure the four cases, with steps of their own, in one cluster, and print a line for every arm."""
+    for blocks, compute_ms, message_mb, steps, target in (CASES[number - 1] for number in arguments.cases):
+        own = {"blocks": blocks, "compute_ms": compute_ms, "message_mb": message_mb, "steps": steps}
+        chosen = argparse.Namespace(**vars(arguments) | own)
+        found = case(chosen, ARMS, cluster, folder)
+        if arguments.pipelining:
+            found["beside"]["1F1B, torch.distributed.pipelining"] = one_forward_one_backward(chosen)
+        save(found)
         print(f"{blocks} blocks x {compute_ms:g} ms x {message_mb:g} MB", flush=True)
-        print(f"  {'local':34} {found['efficiency']:.3f}  (target {target})", flush=True)
+        print(f"  {'local':36} {found['efficiency']:.3f}  (target {target})", flush=True)
         for name, arm in found["beside"].items():
-            print(f"  {name:34} {arm['efficiency']:.3f}", flush=True)
+            print(f"  {name:36} {arm['efficiency']:.3f}", flush=True)
+
+
+def save(result: dict[str, Any]) -> None:
+    """Keep a measurement."""
+    with (FOLDER / "simulated_devices.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
 
 
 def main() -> None:
@@ -121,16 +148,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rule", default="local")
     parser.add_argument("--delay-per-hop", type=float, default=0)
-    parser.add_argument("--beside", action="store_true", help="also the other arms")
+    parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4], help="of the table")
+    parser.add_argument("--no-pipelining", dest="pipelining", action="store_false", help="without torch's 1F1B")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.blocks is None and not arguments.json:
-        table(arguments)
-        return
-    arguments.blocks = arguments.blocks or CASES[0][0]
-    result = case(arguments) | {"commit": commit()} | surroundings()
-    with (FOLDER / "simulated_devices.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    with tempfile.TemporaryDirectory(prefix="devices-") as name:
+        os.environ["SIMULATED"] = str(Path(name, "network"))
+        from orchestrator.cluster.ray_cluster import RayCluster
+
+        cluster = RayCluster(object_store_bytes=2 * 1024**3, keep=True)
+        if arguments.blocks is None and not arguments.json:
+            table(arguments, cluster, Path(name))
+            return
+        arguments.blocks = arguments.blocks or CASES[0][0]
+        result = case(arguments, {"": (arguments.rule, arguments.delay_per_hop)}, cluster, Path(name))
+    save(result)
     print(json.dumps(result) if arguments.json else f"efficiency {result['efficiency']:.3f}")
 
 

@@ -1,8 +1,8 @@
 """A network of simulated devices: its layers compute nothing, take a known time by sleeping, and give real bytes.
 
 A third of the time is spent in the forward pass, two thirds in the backward pass, whatever is asked of it. Outputs
-and gradients are slices of one buffer, as if a device had written them; all that follows is real. Sizes come
-from the environment, which worker processes inherit: SIMULATED="layers compute_ms units_per_sample".
+and gradients are slices of one buffer, as if a device had written them; all that follows is real. Sizes stand
+in a file, so that processes that live on can be told new ones: SIMULATED, in the environment, is its path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,9 +95,15 @@ def devices(num: int, compute_s: float, units: int, num_samples: int = BATCH_SIZ
     return [Device(compute_s, units if i < num - 1 else CLASSES, buffer) for i in range(num)]
 
 
+def describe(path: Path, blocks: int, compute_ms: float, message_bytes: float) -> None:
+    """Say what `build` is to build from now on, in this process and in those that it starts later."""
+    path.write_text(f"{blocks} {compute_ms} {units_of(message_bytes)}")
+    os.environ["SIMULATED"] = str(path)
+
+
 def build() -> nn.Sequential:
-    """Return the network that the environment describes."""
-    layers, compute_ms, units = os.environ["SIMULATED"].split()
+    """Return the network that was described."""
+    layers, compute_ms, units = Path(os.environ["SIMULATED"]).read_text().split()
     chain = devices(int(layers), float(compute_ms) / 1000, int(units))
     return nn.Sequential(OrderedDict((f"device{i}", device) for i, device in enumerate(chain)))
 

@@ -2,7 +2,7 @@
 
 The forward pass sleeps, and so does each half of the backward pass, the one for the input's gradient and the
 one for the weights', only when it is asked for. Times come from the environment, which worker processes
-inherit: SLEEPING="layers forward_ms backward_ms".
+inherit: SLEEPING="layers forward_ms backward_ms [units]".
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class SlowWeight(Function):
 class Sleeping(nn.Module):
     """Scales each of its units, slowly once training has begun."""
 
-    def __init__(self, forward_s: float, backward_s: float) -> None:
+    def __init__(self, forward_s: float, backward_s: float, units: int = UNITS) -> None:
         super().__init__()
         self.forward_s, self.backward_s = forward_s, backward_s
-        self.weight = nn.Parameter(torch.ones(UNITS))
+        self.weight = nn.Parameter(torch.ones(units))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
@@ -66,6 +66,6 @@ class Sleeping(nn.Module):
 
 def build() -> nn.Sequential:
     """Return the network that the environment describes."""
-    layers, forward_ms, backward_ms = os.environ["SLEEPING"].split()
+    layers, forward_ms, backward_ms, *units = os.environ["SLEEPING"].split()
     times = float(forward_ms) / 1000, float(backward_ms) / 1000
-    return nn.Sequential(OrderedDict((f"layer{i}", Sleeping(*times)) for i in range(int(layers))))
+    return nn.Sequential(OrderedDict((f"layer{i}", Sleeping(*times, *map(int, units))) for i in range(int(layers))))

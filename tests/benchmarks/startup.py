@@ -152,8 +152,8 @@ def main() -> None:
         steps = "  ".join(f"{name} {seconds:.1f}" for name, seconds in found["seconds"].items())
         print(f"{found['blocks']:3} blocks: {found['total_s']:.1f} s = {steps}")
         print(
-            f"            workers' CPU {found['workers_cpu_s']:.1f} s, of which an import takes {found['import_cpu_s']:.1f}"
-            f" each; bound {found['bound_s']:.1f} s, times {found['of_bound']:.2f}"
+            f"            workers' CPU {found['workers_cpu_s']:.1f} s, an import {found['import_cpu_s']:.1f} s each; "
+            f"bound {found['bound_s']:.1f} s, times {found['of_bound']:.2f}"
         )
 
 

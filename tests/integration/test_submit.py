@@ -1,7 +1,7 @@
 """Jobs on a real Ray head with its job server on loopback and token authentication.
 
-The tests of this file share the head and two jobs. A job gets a clean folder, an environment without a path of this
-checkout, and deadlines.
+One run, two jobs: the manifests' job is stopped midway, and `unlocked submit` goes on with its run. A job gets a
+folder without our packages or a zip of them, an environment without a path of this checkout, and deadlines.
 """
 
 import json
@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api import train
+from orchestrator.catalog import find_catalog
 from orchestrator.cli import main
+from orchestrator.config import load_config
 from orchestrator.submit import STOP_WAIT_S
 from tests.conftest import ROOT
 from tests.deploy.manifests import groups, runtime_env_of, training_job
@@ -21,7 +24,10 @@ from tests.ray_head import RayHead
 
 JOB_DEADLINE_S = 200.0
 AGENT_PORT = 52365
-SHORT = ["network.blocks=2", "training.epochs=2", "evaluation.every_epochs=2"]
+SHORT = ["network.blocks=2", "training.epochs=4", "evaluation.every_epochs=4"]
+SLOW = "faults.pad=30"
+"""Blocks that rest between batches, so that the run can be stopped midway."""
+MINE = ["rule.name=null", "rule.factory=my_rule:Mine"]
 RULE = """
 import os
 from actors import learning_rule
@@ -45,42 +51,44 @@ def head():
         head.end()
 
 
-class ProjectJob:
-    """`unlocked submit` in a folder that holds a config and a module of the user's, and no package."""
+class Jobs:
+    """The same run twice: `/shared` of the manifests' pods is a folder of the test's."""
 
     def __init__(self, head, folder):
-        self.head, self.project, self.run = head, folder / "project", folder / "runs" / "digits"
-        self.imports = folder / "imports.txt"
-        self.project.mkdir()
-        shutil.copy(ROOT / "configs" / "quickstart.yaml", self.project)
-        (self.project / "my_rule.py").write_text(RULE.format(log=str(self.imports)))
-
-    def submit(self):
-        words = ["rule.name=null", "rule.factory=my_rule:Mine", f"run_dir={self.run}"]
-        command = [sys.executable, "-m", "orchestrator", "submit", "quickstart.yaml", "--address", self.head.address]
-        misleading = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-        environment = self.head.environment() | {"PYTHONPATH": str(ROOT)} | misleading
-        return following([*command, *SHORT, *words], self.project, environment)
-
-
-class ManifestJob:
-    """The RayJob of deploy/kuberay/: its command and its zip of the code, sent by deploy/submit.sh.
-
-    `/shared` of the pods is a folder of the test's. Submitting it again gives the same words, with the same `run`.
-    """
-
-    def __init__(self, head, shared, *overrides):
-        self.head, job = head, training_job()
-        here = str(shared) + "/"
+        self.head, self.project, job = head, folder / "project", training_job()
+        here = str(folder / "shared") + "/"
         entrypoint = job["spec"]["entrypoint"].replace("/shared/", here).split()
-        self.words = [*entrypoint[entrypoint.index("train") + 1 :], *overrides]
+        self.words = [*entrypoint[entrypoint.index("train") + 1 :], *SHORT, *MINE]
         [self.run] = [Path(word.removeprefix("run_dir=")) for word in self.words if word.startswith("run_dir=")]
         self.working_dir = runtime_env_of(job)["working_dir"].replace("/shared/", here)
-        zip_checkout(Path(self.working_dir.removeprefix("file://")))
+        self.imports = folder / "imports.txt"
+        (self.project / "configs").mkdir(parents=True)
+        shutil.copy(ROOT / "configs" / "quickstart.yaml", self.project / "configs")
+        (self.project / "my_rule.py").write_text(RULE.format(log=str(self.imports)))
+        zip_checkout(Path(self.working_dir.removeprefix("file://")), self.project / "my_rule.py")
 
-    def submit(self):
+    def submit_with_script(self, *more):
+        """The RayJob of deploy/kuberay/: its command and its zip of the code, sent by deploy/submit.sh."""
         where = {"RAY_API_SERVER_ADDRESS": self.head.address, "WORKING_DIR": self.working_dir}
-        return following([str(ROOT / "deploy" / "submit.sh"), *self.words], "/", self.head.environment() | where)
+        command = [str(ROOT / "deploy" / "submit.sh"), *self.words, *more]
+        return following(command, "/", self.head.environment() | where)
+
+    def submit_from_clean_folder(self):
+        """`unlocked submit` in a folder that holds the config and a module of the user's, and no package."""
+        command = [sys.executable, "-m", "orchestrator", "submit", *self.words, "--address", self.head.address]
+        misleading = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+        environment = self.head.environment() | {"PYTHONPATH": str(ROOT)} | misleading
+        return following(command, self.project, environment)
+
+    def told(self):
+        """The jobs of this run, as the job server tells of them, the first one first."""
+        found = [job for job in self.head.get("/api/jobs/") if f"run_dir={self.run}" in job["entrypoint"].split()]
+        return sorted(found, key=lambda job: job["start_time"])
+
+    def origins(self):
+        """Where the processes of blocks that are there now have our packages from."""
+        lines = dict(line.split(" ", 1) for line in self.imports.read_text().splitlines())
+        return [lines[str(block["pid"])] for block in read_status(self.run)["blocks"]]
 
 
 def following(command, folder, environment):
@@ -90,33 +98,16 @@ def following(command, folder, environment):
     )
 
 
-def jobs_of(head, run):
-    """The jobs that train into a run directory, as the job server tells of them."""
-    return [job for job in head.get("/api/jobs/") if f"run_dir={run}" in job["entrypoint"].split()]
-
-
-@pytest.fixture(scope="module")
-def submitted(head, tmp_path_factory):
-    """Both jobs with the commands that follow them, started together: most of their time is the start of processes."""
-    project = ProjectJob(head, tmp_path_factory.mktemp("clean"))
-    long = ["training.epochs=3000", "evaluation.every_epochs=0"]
-    manifest = ManifestJob(head, tmp_path_factory.mktemp("pods") / "shared", *SHORT, *long)
-    with project.submit() as first, manifest.submit() as second:
-        try:
-            yield {"project": (project, first), "manifest": (manifest, second)}
-        finally:
-            first.kill()
-            second.kill()
-
-
-def zip_checkout(archive):
-    """The part of `git archive --prefix=unlocked/` that a job runs."""
+def zip_checkout(archive, *more):
+    """The part of `git archive --prefix=unlocked/` that a job runs, and files beside it."""
     archive.parent.mkdir(parents=True)
     with zipfile.ZipFile(archive, "w") as packed:
         for folder in ("actors", "orchestrator", "configs"):
             for path in (ROOT / folder).rglob("*"):
                 if path.is_file() and "__pycache__" not in path.parts:
                     packed.write(path, Path("unlocked", path.relative_to(ROOT)))
+        for path in more:
+            packed.write(path, Path("unlocked", path.name))
 
 
 def read_status(run):
@@ -128,38 +119,35 @@ def read_summary(run):
     return json.loads((Path(run) / "summary.json").read_text())
 
 
-@pytest.mark.timeout(300)
-def test_the_job_of_the_manifests_goes_through_the_script_and_stops_with_a_last_snapshot(head, submitted):
-    job, script = submitted["manifest"]
-    head.wait(lambda: read_status(job.run)["batch"] >= 5, "the fifth batch", JOB_DEADLINE_S)
-    [told] = jobs_of(head, job.run)
-    head.stop_job(told["submission_id"])
-    output, _ = script.communicate(timeout=JOB_DEADLINE_S)
-    [told] = jobs_of(head, job.run)
+@pytest.mark.timeout(400)
+def test_a_job_that_is_stopped_midway_and_submitted_again_has_the_weights_of_an_undisturbed_run(head, tmp_path):
+    jobs = Jobs(head, tmp_path)
+    with jobs.submit_with_script(SLOW) as script:
+        head.wait(lambda: read_status(jobs.run)["batch"] >= 5, "the fifth batch", JOB_DEADLINE_S)
+        [told] = jobs.told()
+        head.stop_job(told["submission_id"])
+        output, _ = script.communicate(timeout=JOB_DEADLINE_S)
+    [told] = jobs.told()
     assert told["status"] == "STOPPED", output
-    summary = read_summary(job.run)
+    summary = read_summary(jobs.run)
     assert summary["status"] == "stopped"
-    versions = {block["version"] for block in summary["blocks"]}
-    assert len(versions) == 1 and versions.pop() >= 5
+    [stopped_at] = {block["version"] for block in summary["blocks"]}
+    assert stopped_at >= 5 and len(jobs.origins()) == 2
 
-
-@pytest.mark.timeout(300)
-def test_a_config_in_a_clean_folder_trains_as_a_job_with_the_packages_that_were_sent(head, submitted):
-    job, command = submitted["project"]
-    output, _ = command.communicate(timeout=JOB_DEADLINE_S)
-    assert command.returncode == 0, output
-    assert f"results in {job.run}" in output
-    summary = read_summary(job.run)
-    assert summary["status"] == "completed" and summary["epochs"] == 2 and len(summary["blocks"]) == 2
-    assert summary["test_accuracy"] > 0.5
-    [told] = jobs_of(head, job.run)
+    with jobs.submit_from_clean_folder() as command:
+        output, _ = command.communicate(timeout=JOB_DEADLINE_S)
+    assert command.returncode == 0 and f"results in {jobs.run}" in output, output
+    told = jobs.told()[1]
     assert told["status"] == "SUCCEEDED"
     assert told["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
-    origins = dict(line.split(" ", 1) for line in job.imports.read_text().splitlines())
-    blocks = [str(block["pid"]) for block in read_status(job.run)["blocks"]]
-    assert len(blocks) == 2
-    for pid in blocks:
-        assert str(head.folder) in origins[pid], origins
+    assert len(jobs.origins()) == 2 and all(str(head.folder) in origin for origin in jobs.origins())
+    summary = read_summary(jobs.run)
+    resumed = next(event for event in summary["events"] if event["event"] == "resumed")
+    assert resumed["position"] == stopped_at - 2, "a stopped run goes on from the batch before its last one"
+    assert summary["status"] == "completed" and summary["epochs"] == 4 and summary["test_accuracy"] > 0.5
+    words = [*SHORT, f"run_dir={tmp_path / 'undisturbed'}", "placement.backend=in_process"]
+    config = load_config([ROOT / "configs" / "quickstart.yaml"], words, find_catalog())
+    assert summary["weights_sha256"] == train(config, progress=False).weights_sha256
 
 
 def test_without_the_token_nothing_is_accepted(head, tmp_path, capsys, monkeypatch):

@@ -26,13 +26,8 @@ def test_ray_is_imported_at_its_edges_only():
         for path in PACKAGES
         if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.M)
     }
-    assert users == {
-        "actors/transport/ray_pull.py",
-        "orchestrator/cluster/job_client.py",
-        "orchestrator/cluster/ray_cluster.py",
-        "orchestrator/cluster/ray_host.py",
-        "orchestrator/cluster/ray_session.py",
-    }
+    assert {user for user in users if not user.startswith("orchestrator/cluster/")} == {"actors/transport/ray_pull.py"}
+    assert "orchestrator/cluster/ray_cluster.py" in users, "the search finds imports"
 
 
 def test_nothing_is_ever_unpickled():

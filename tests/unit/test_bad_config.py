@@ -105,21 +105,24 @@ WRONG = [
     ("schedule.delay_per_hop=-0.5", ["schedule.delay_per_hop: got -0.5", "at least 0"]),
     ("placement.gpus_per_block=-1", ["placement.gpus_per_block: got -1", "at least 0"]),
     ("placement.cpus_per_block=-1", ["placement.cpus_per_block: got -1", "at least 0"]),
+    ("placement.blocks.1=3", ["placement.blocks.1", "a section"]),
+    ("placement.blocks.9.gpus=1", ["placement.blocks.9: expected the index of a block, 0 to"]),
+    ("placement.blocks.1.gpus=1.5", ["placement.blocks.1: got", "gpus below 1 or a whole number"]),
+    ("placement.blocks.1.gpu=1", ["placement.blocks.1", "gpu"]),
+    ("placement.wait_s=-1", ["placement.wait_s: got -1", "at least 0"]),
     ("placement.threads=0", ["placement.threads: got 0", "at least 1"]),
     ("placement.deadline_s=0", ["placement.deadline_s: got 0", "greater than 0"]),
     ("evaluation.batch_size=0", ["evaluation.batch_size: got 0", "at least 1"]),
     ("evaluation.every_batches=5", ["evaluation: got", "every_batches or every_epochs, not both"]),
+    ("wire=fp8", ["wire: got 'fp8'", "'fp32', 'bf16', 'fp16' or 'int8'"]),
+    ("wire.feedback=8", ["wire.feedback: got 8", "'fp32', 'bf16', 'fp16' or 'int8'"]),
     ("seed=[1,1]", ["seed: got [1, 1]", "every seed once"]),
     ("seed=[]", ["seed: got []", "every seed once"]),
     ("seed=[1,x]", ["seed: got 'x'", "an integer"]),
 ]
 
 NOT_YET = [
-    ("wire=bf16", "wire"),
-    ("placement.blocks.0=3", "placement.blocks"),
     ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
-    ("placement.rebalance=true", "placement.rebalance"),
-    ("network.blocks=auto", "network.blocks"),
 ]
 
 BOTH = {"data": "digits", "network": "cnn", "rule": "local", "objective": "cross_entropy"}

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +52,31 @@ def test_cosine_whose_warm_up_fills_the_run_does_not_fail():
 def test_step_multiplies_at_each_milestone():
     schedule = RateSchedule("step", milestones=(3, 5), gamma=0.5, total=10)
     assert factors(schedule, (0, 2, 3, 4, 5, 9)) == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_arguments()))
+def test_every_optimizer_steps_as_torch_s_own_does(name):
+    ours, theirs = (nn.Linear(3, 2, bias=name != "muon") for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = GroupOptimizer(OptimizerSpec(name, {"lr": 0.1}), list(ours.parameters()))
+    reference = type(optimizer.optimizer)(theirs.parameters(), lr=0.1)
+    for update in range(3):
+        for layer in (ours, theirs):
+            layer(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step(update, 1)
+        reference.step()
+        reference.zero_grad()
+    assert torch.equal(ours.weight, theirs.weight) and ours.weight.grad is None
+
+
+def test_a_step_does_not_import_torch_s_compiler():
+    code = (
+        "import sys, torch; from actors.optimizers import GroupOptimizer, OptimizerSpec\n"
+        "weight = torch.nn.Parameter(torch.ones(2)); weight.grad = torch.ones(2)\n"
+        "GroupOptimizer(OptimizerSpec('adam', {'lr': 0.1}), [weight]).step(0, 1)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", sorted(optimizer_arguments()))

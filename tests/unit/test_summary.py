@@ -30,7 +30,7 @@ RECEIVED = {
 
 
 def staleness(counts):
-    sent = {"sends": {"e": {"sent": 9, "bytes": 640, "capacity": 4}}}
+    sent = {"sends": {"e": {"sent": 9, "bytes": 640, "wire": {"codec": "fp32"}, "capacity": 4}}}
     received = {**RECEIVED, "staleness": counts}
     found = edge_entry("e", sent, {"receives": {"e": received}}, 9)["staleness"]
     assert found.pop("bound") == 9
@@ -68,7 +68,7 @@ def test_a_histogram_that_went_through_json_has_text_keys_and_counts_the_same():
 
 
 def test_every_message_of_an_edge_is_in_exactly_one_state():
-    sent = {"sends": {"e": {"sent": 9, "bytes": 640, "capacity": 4}}}
+    sent = {"sends": {"e": {"sent": 9, "bytes": 640, "wire": {"codec": "fp32"}, "capacity": 4}}}
     entry = edge_entry("e", sent, {"receives": {"e": RECEIVED}}, None)
     parts = entry["trained"] + entry["buffered"] + entry["in_flight"] + sum(entry["dropped"].values()) + entry["lost"]
     assert parts == entry["sent"] == 9 and entry["in_flight"] == 1

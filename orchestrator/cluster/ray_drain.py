@@ -1,0 +1,69 @@
+"""Ray nodes that will end, or have: which they are, and how a host gets a place beside them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from orchestrator.cluster.contract import Request
+
+ANSWER_S = 1.0
+
+
+def draining() -> dict[str, float]:
+    """Return the nodes that will end, and the seconds that each has left; as Ray Train looks for them."""
+    now = time.time()
+    return {node: max(0.0, at_ms / 1000 - now) for node, at_ms in state.get_draining_nodes().items()}
+
+
+def avoided() -> set[str]:
+    """Return the nodes where nothing new should start: those that will end, and those that have, unnoticed so far.
+
+    Ray holds a node that is switched off for alive until it has missed its health checks; meanwhile a connection to
+    its raylet is refused, or does not come about. None is returned if that would leave no node.
+    """
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    found = {node for node in draining() if node in alive}
+    found |= {name for name, node in alive.items() if name not in found and not _answers(node)}
+    return found if found < alive.keys() else set()
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def has_place(group: PlacementGroup | None, index: int, away: Collection[str]) -> bool:
+    """Return whether an actor's bundle is on a node that is not to be avoided; Ray moves it only after a node's end."""
+    return group is not None and placement_group_table(group)["bundles_to_node_id"].get(index) not in away
+
+
+def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
+    """Return the node of every actor's bundle, given their indices.
+
+    Nothing is returned while a bundle has no node, and none that will end.
+    """
+    table = placement_group_table(group)
+    if table["state"] != "CREATED":
+        return {}
+    leaving = draining()
+    found = {name: table["bundles_to_node_id"].get(index) for name, index in bundles.items()}
+    return {name: node for name, node in found.items() if node is not None and node not in leaving}
+
+
+def elsewhere(host: Any, request: Request, away: Collection[str]) -> Any:
+    """Start a host outside of its bundle, where what its actor needs is free, on none of the nodes to avoid."""
+    kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
+    return host.options(
+        num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
+        label_selector={**request.labels, "ray.io/node-id": f"!in({','.join(sorted(away))})"}, **kind,
+    ).remote()  # fmt: skip
