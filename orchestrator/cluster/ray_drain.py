@@ -53,14 +53,14 @@ def has_place(group: PlacementGroup | None, index: int, away: Collection[str]) -
 def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
     """Return the node of every actor's bundle, given their indices.
 
-    Nothing is returned while a bundle has no node, and none that will end.
+    Nothing is returned while a bundle has no node, and none that will end, or has.
     """
     table = placement_group_table(group)
     if table["state"] != "CREATED":
         return {}
-    leaving = draining()
+    away = avoided()
     found = {name: table["bundles_to_node_id"].get(index) for name, index in bundles.items()}
-    return {name: node for name, node in found.items() if node is not None and node not in leaving}
+    return {name: node for name, node in found.items() if node is not None and node not in away}
 
 
 def elsewhere(host: Any, request: Request, away: Collection[str]) -> Any:
