@@ -14,6 +14,9 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from orchestrator.cluster.contract import Request
 
 ANSWER_S = 1.0
+SOME_BYTES = 1024**2
+"""Ray asks a random node to place an actor that needs nothing, which may be the one that has just ended; else the
+driver's own."""
 
 
 def draining() -> dict[str, float]:
@@ -50,20 +53,20 @@ def has_place(group: PlacementGroup | None, index: int, away: Collection[str]) -
 def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
     """Return the node of every actor's bundle, given their indices.
 
-    Nothing is returned while a bundle has no node, and none that will end.
+    Nothing is returned while a bundle has no node, and none that will end, or has.
     """
     table = placement_group_table(group)
     if table["state"] != "CREATED":
         return {}
-    leaving = draining()
+    away = avoided()
     found = {name: table["bundles_to_node_id"].get(index) for name, index in bundles.items()}
-    return {name: node for name, node in found.items() if node is not None and node not in leaving}
+    return {name: node for name, node in found.items() if node is not None and node not in away}
 
 
 def elsewhere(host: Any, request: Request, away: Collection[str]) -> Any:
     """Start a host outside of its bundle, where what its actor needs is free, on none of the nodes to avoid."""
     kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
     return host.options(
-        num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
+        memory=SOME_BYTES, num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
         label_selector={**request.labels, "ray.io/node-id": f"!in({','.join(sorted(away))})"}, **kind,
     ).remote()  # fmt: skip

@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def train_arm(rule: str, s: int, num_blocks: int, arguments: argparse.Namespace)
                 "name": "generated", "shape": [1, 4, units(arguments) // 4], "classes": 4,
                 "size": BATCH_SIZE * arguments.batches, "test_size": 2, "batch_size": BATCH_SIZE,
             },
-            "network": {"factory": "tests.benchmarks.sleeping:build", "blocks": num_blocks},
+            "network": {
+                "factory": "tests.benchmarks.sleeping:build", "cuts": [f"layer{i}" for i in range(1, num_blocks)],
+            },
             "rule": {"name": rule},
             "schedule": {"delay_per_hop": s} if s else {},
             "training": {"epochs": 1},
@@ -83,8 +86,8 @@ def units(arguments: argparse.Namespace) -> int:
     return max(4, arguments.kilobytes * 1024 // (4 * BATCH_SIZE) // 4 * 4)
 
 
-def measure(num_blocks: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run both rules on nodes of their own; return one line per rule."""
+def measure(num_blocks: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run both rules on nodes of their own; yield one line per rule."""
     from orchestrator.event_model import predict
     from orchestrator.timed_block import Costs
 
@@ -93,26 +96,22 @@ def measure(num_blocks: int, arguments: argparse.Namespace) -> list[dict[str, An
     cluster = nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
     costs = Costs(step_ms / 3000, 2 * step_ms / 3000, input_share=0.5, weights_share=0.5)
-    lines = []
     try:
         for name, (rule, s) in RULES.items():
             started, load = time.time(), os.getloadavg()[0]
             got = train_arm(rule, s, num_blocks, arguments)
             ideal = predict(rule, num_blocks=num_blocks, delay_per_hop=s, costs=costs).period_s
             crossing = sum(a != b for a, b in zip(got["nodes"], got["nodes"][1:], strict=False))
-            lines.append(
-                {
+            yield {
                     "arm": name, "blocks": num_blocks, "nodes": len(set(got["nodes"])), "crossing": crossing,
                     "kilobytes": arguments.kilobytes, "batches": arguments.batches, "status": got["status"],
                     "ideal_s": ideal, "period_s": got["period_s"], "efficiency": ideal / got["period_s"],
                     "bytes": got["bytes"], "wall_s": got["wall_s"], "started": started, "load": load,
                     "commit": commit(), **surroundings(),
-                }
-            )  # fmt: skip
+            }  # fmt: skip
     finally:
         del os.environ["RAY_ADDRESS"]
         cluster.shutdown()
-    return lines
 
 
 def row(line: dict[str, Any]) -> str:

@@ -68,4 +68,7 @@ def build() -> nn.Sequential:
     """Return the network that the environment describes."""
     layers, forward_ms, backward_ms, *units = os.environ["SLEEPING"].split()
     times = float(forward_ms) / 1000, float(backward_ms) / 1000
-    return nn.Sequential(OrderedDict((f"layer{i}", Sleeping(*times, *map(int, units))) for i in range(int(layers))))
+    found: list[tuple[str, nn.Module]] = [(f"layer{i}", Sleeping(*times, *map(int, units))) for i in range(int(layers))]
+    if units:
+        found.append(("output", nn.Linear(int(units[0]), UNITS)))  # a score per class, whatever the messages' size
+    return nn.Sequential(OrderedDict(found))
