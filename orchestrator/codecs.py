@@ -26,7 +26,7 @@ def edge_codecs(setting: str | Mapping[str, str] | None, wiring: Wiring) -> dict
     """
     if setting is None:
         return {}
-    by_name = dict.fromkeys(KINDS, setting) if isinstance(setting, str) else dict(setting)
+    by_name: dict[str, str] = dict(setting) if isinstance(setting, Mapping) else {kind: setting for kind in KINDS}
     edges = [edge for edge in wiring.edges if not edge.name.endswith(":done")]
     known = [*KINDS, *(edge.name for edge in edges)]
     for name in by_name:
