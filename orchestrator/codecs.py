@@ -26,7 +26,8 @@ def edge_codecs(setting: str | Mapping[str, str] | None, wiring: Wiring) -> dict
     """
     if setting is None:
         return {}
-    by_name: dict[str, str] = dict(setting) if isinstance(setting, Mapping) else {kind: setting for kind in KINDS}
+    by_name: dict[str, str] = {}
+    by_name |= setting if isinstance(setting, Mapping) else dict.fromkeys(KINDS, setting)
     edges = [edge for edge in wiring.edges if not edge.name.endswith(":done")]
     known = [*KINDS, *(edge.name for edge in edges)]
     for name in by_name:
