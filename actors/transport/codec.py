@@ -3,7 +3,7 @@
 `bf16` keeps the range of a float32, `fp16` and `int8` come with a scale per tensor, a power of two: nothing under- or
 overflows, the product with it is exact, and what was decoded once is encoded to the same bits again, as happens to
 messages that a snapshot holds. Rounding is to the nearest and draws nothing, so every backend gives the same bits.
-Integers never change. A tensor that holds a NaN or an infinity, or whose scale is no normal number, travels as it is.
+Integers never change. A tensor that holds a NaN, an infinity or a number near the ends of the range travels as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ CODECS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float
 _MOST_INT8 = 127
 _FP16_BITS, _FP16_TOP = 11, 15
 """Significant bits of a float16, and the power of two that its largest scaled number stays within."""
+_TOO_LARGE = 2.0**127
+"""Beside the end of a float32's range rounding up would give an infinity."""
 ENCODED = (torch.float32, torch.float64)
 
 
@@ -46,13 +48,11 @@ def encode(tensor: Tensor, codec: str) -> Encoded | None:
         return None
     low, high = torch.aminmax(tensor.detach())
     largest = max(-float(low), float(high))
-    if not math.isfinite(float(low)) or not math.isfinite(float(high)):
+    if not math.isfinite(float(low)) or not math.isfinite(float(high)) or largest >= _TOO_LARGE:
         return None
     plain = tensor.detach()
     if codec == "bf16":
-        return (
-            None if largest > torch.finfo(torch.bfloat16).max else Encoded(plain.to(torch.bfloat16), 1.0, plain.dtype)
-        )
+        return Encoded(plain.to(torch.bfloat16), 1.0, plain.dtype)
     scale = _scale(largest, codec)
     if scale < torch.finfo(torch.float32).tiny:
         return None

@@ -51,9 +51,10 @@ def steady_step_s(starts: Starts, block: str) -> float:
 
 
 def block_facts(block: Mapping[str, Any], summary: Summary) -> dict[str, Any]:
-    """Return a block's shares of its time, its time per step, and the share of training that it computes."""
+    """Return a block's shares of its time, its time per step, and its share of training since its first batch."""
     shares, uses = block["time_fraction"], block["uses"]["num_uses"]
-    training = 1 - shares["evaluate"] - shares["snapshot"]
+    filling = min(shares["wait_input"], block["uses"]["from_s"] / summary.wall_s)  # no batch has come yet
+    training = 1 - shares["evaluate"] - shares["snapshot"] - filling
     return {
         "name": block["name"], "layers": block["layers"],
         "compute_of_training": shares["compute"] / training,
