@@ -39,13 +39,14 @@ def test_the_largest_figure_is_kept_and_a_process_that_ended_is_passed_over():
 
 
 @pytest.mark.parametrize("blocks", [2, 8])
-def test_what_a_block_keeps_for_its_backward_pass_is_its_share_of_the_network(blocks):
+def test_what_a_block_keeps_for_its_backward_pass_is_its_share_of_the_network_and_its_input(blocks):
     torch.set_num_threads(1)
     (whole,) = activation_bytes(config_of(1, 1, "off"))
     parts = activation_bytes(config_of(blocks, 1, "off"))
+    entered = 128 * 32 * 28 * 28 * 4
     assert len(parts) == blocks
-    assert whole == pytest.approx(sum(parts), rel=0.1)
-    assert max(parts) < 1.3 * whole / blocks
+    assert sum(parts) == pytest.approx(whole + (blocks - 1) * entered, rel=0.1)
+    assert max(parts) < 1.2 * (whole / blocks + entered)
 
 
 def test_the_table_sets_every_block_beside_backprop():
