@@ -12,6 +12,7 @@ from rich.table import Table
 def print_report(facts: Mapping[str, Any], console: Console) -> None:
     """Print the blocks, the edges, what is predicted, the checks and the suggestion."""
     console.print(_blocks(facts))
+    console.print(_times(facts))
     console.print(_edges(facts))
     word = "simulated" if facts["simulated"] else "predicted"
     console.print(
@@ -38,22 +39,23 @@ def _where(facts: Mapping[str, Any]) -> str:
 
 
 def _blocks(facts: Mapping[str, Any]) -> Table:
-    table = Table(
-        "block", "layers", "parameters", "head", "GFLOP/step", "forward ms", "learn ms", "feedback ms", "update ms",
-        "step ms", "MiB", "busy", title=f"profiled here on {facts['profiled_batches']} batches",
-    )  # fmt: skip
+    table = Table("block", "layers", "parameters", "of its head", "GFLOP/step", "MiB")
     for block in facts["blocks"]:
-        parts = {kind: f"{1000 * seconds:.2f}" for kind, seconds in block["step_parts_s"].items()}
         flops = "" if block["flops"] is None else f"{block['flops'] / 1e9:.3f}"
-        feedback = parts.get("feedback", parts.get("late_activation", ""))
         layers = block["layers"]
         named = ", ".join(layers) if len(layers) < 4 else f"{layers[0]} ... {layers[-1]} ({len(layers)})"
-        table.add_row(
-            block["name"], named, f"{block['parameters']:,}", f"{block['head_parameters']:,}", flops,
-            parts.get("forward", ""), parts.get("learn", ""), feedback, parts.get("update", ""),
-            f"{1000 * block['step_s']:.2f}", f"{block['memory_bytes']['all_with_gradients'] / 2**20:.1f}",
-            f"{block['time_fraction'].get('compute', 0.0):.0%}",
-        )  # fmt: skip
+        memory = f"{block['memory_bytes']['all_with_gradients'] / 2**20:.1f}"
+        table.add_row(block["name"], named, f"{block['parameters']:,}", f"{block['head_parameters']:,}", flops, memory)
+    return table
+
+
+def _times(facts: Mapping[str, Any]) -> Table:
+    kinds = list(dict.fromkeys(kind for block in facts["blocks"] for kind in block["step_parts_s"]))
+    table = Table("ms per batch", *kinds, "step", "computes", title=f"profiled on {facts['profiled_batches']} batches")
+    for block in facts["blocks"]:
+        parts = [f"{1000 * block['step_parts_s'].get(kind, 0.0):.2f}" for kind in kinds]
+        share = f"{block['time_fraction'].get('compute', 0.0):.0%}"
+        table.add_row(block["name"], *parts, f"{1000 * block['step_s']:.2f}", share)
     return table
 
 

@@ -42,8 +42,8 @@ def test_a_plan_says_what_a_run_will_be_like_and_starts_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
     assert [block["name"] for block in facts["blocks"]] == ["block0", "block1", "block2"]
     assert all(block["step_s"] > 0 and block["flops"] > 0 for block in facts["blocks"])
-    steps = [block["step_s"] for block in facts["blocks"]]
-    assert facts["predicted_step_s"] >= 0.99 * sum(steps), "in one process the blocks take turns"
+    core_s = sum(block["cpu_s"] for block in facts["blocks"])
+    assert facts["predicted_step_s"] >= 0.99 * core_s, "in one process the blocks take turns"
     assert facts["predicted_samples_per_s"] == pytest.approx(16 / facts["predicted_step_s"])
     assert facts["simulated"] is False and facts["suggestion"] and facts["bottleneck"]
     assert facts["over_1f1b"].keys() == {"4", "8", "16"}
@@ -56,7 +56,7 @@ def test_simulated_numbers_are_called_simulated(tmp_path):
     facts = plan_run(small(tmp_path), Cluster((1.0, 0.5, 1.0)), seconds=0.2, timeline=timeline)
     assert facts["simulated"] is True
     steps = [block["step_s"] for block in facts["blocks"]]
-    assert facts["predicted_step_s"] == pytest.approx(max(steps[0], 2 * steps[1], steps[2]), rel=0.2)
+    assert facts["predicted_step_s"] >= 0.999 * max(steps[0], 2 * steps[1], steps[2])
     trace = json.loads(timeline.read_text())
     names = {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M" and "name" in event["args"]}
     assert names == {"node (simulated)", "source", "block0", "block1", "block2"}
@@ -78,9 +78,11 @@ def test_a_network_of_sleeping_devices_takes_their_time_and_hardly_any_core(tmp_
     )  # fmt: skip
     facts = plan_run(config, seconds=0.5)
     for block in facts["blocks"][1:]:
-        assert block["step_s"] == pytest.approx(0.02, rel=0.5), "10 ms forwards, 10 ms for the weights' gradient"
+        assert block["step_s"] >= 0.02, "10 ms forwards, 10 ms for the weights' gradient"
         assert block["cpu_s"] < 0.5 * block["step_s"]
-    assert facts["predicted_step_s"] < 2 * max(block["step_s"] for block in facts["blocks"])
+    assert facts["predicted_step_s"] < 0.7 * sum(block["step_s"] for block in facts["blocks"]), (
+        "they sleep side by side"
+    )
 
 
 def test_neighbours_share_a_device_where_there_are_fewer_devices_than_blocks():

@@ -163,7 +163,7 @@ def test_cores_that_slow_each_other_down_take_that_much_longer():
 
 def test_work_of_a_real_core_is_never_faster_beside_others():
     assert contention.slowdown(1) == 1.0
-    assert 1.0 <= contention.slowdown(2) < 50.0
+    assert contention.slowdown(2) >= 1.0
 
 
 def test_blocks_that_share_a_device_hold_it_even_while_their_core_waits_for_it():
