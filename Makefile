@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test check setup clean
+.PHONY: train test test-hosts check setup clean
 
 train: setup
 	$(BIN)/python -m orchestrator train configs/quickstart.yaml
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-hosts: setup
+	$(BIN)/python -m pytest -m hosts
 
 check: setup
 	$(BIN)/ruff format --check .

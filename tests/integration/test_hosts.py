@@ -16,7 +16,11 @@ from tests.ray_hosts import RayHosts
 from tests.runs import block_weights, config_of, run
 
 NOT_HERE = why_not()
-pytestmark = [pytest.mark.skipif(NOT_HERE is not None, reason=str(NOT_HERE)), pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.hosts,
+    pytest.mark.skipif(NOT_HERE is not None, reason=str(NOT_HERE)),
+    pytest.mark.timeout(400),
+]
 
 SHORT_CUT_S = 5.0
 RUN_DEADLINE_S = 200.0
