@@ -68,7 +68,7 @@ class Size:
 
 FULL = Size(
     "staleness_ablation", {"name": "fashion_mnist", "limit": 19_200},
-    width=768, epochs=2, batch_size=128, bounds=(0, 1, 2, 4, 8, 16), delays=(0, 0.5, 1, 2, 4), seeds=(0, 1, 2),
+    width=384, epochs=2, batch_size=128, bounds=(0, 1, 2, 4, 8, 16), delays=(0, 0.5, 1, 2, 4), seeds=(0, 1, 2),
 )  # fmt: skip
 SHORT = Size(
     "staleness_ablation_short", {"name": "digits", "limit": 1280},

@@ -55,8 +55,8 @@ class Size:
 
 
 FULL = Size(
-    "stragglers", {"name": "fashion_mnist", "limit": 27_600, "validation": 2000},
-    width=640, epochs=2, evaluate_every=20, factors=(1, 1.2, 1.5, 2, 3), capacities=(1, 10, 50),
+    "stragglers", {"name": "fashion_mnist", "limit": 21_200, "validation": 2000},
+    width=384, epochs=2, evaluate_every=20, factors=(1, 1.2, 1.5, 2, 3), capacities=(1, 10, 50),
 )  # fmt: skip
 SHORT = Size(
     "stragglers_short", {"name": "fashion_mnist", "limit": 14_800, "validation": 2000},

@@ -98,8 +98,9 @@ def test_messages_spoiled_over_ray_and_a_killed_block_change_no_weight(shared):
     assert line["spoiled"] > 10 and line["lost"] == 1
 
 
+@pytest.mark.hosts
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("row", ["node", "rpc", "store"])
+@pytest.mark.parametrize("row", ["node", "store"])
 def test_a_fault_of_a_cluster_holds_what_is_promised(row):
     """Each has a Ray of its own, in a process of its own."""
     line = perform(row, 0)

@@ -117,12 +117,13 @@ def test_each_block_goes_where_it_asks_to_and_a_node_that_is_missing_is_waited_f
         nodes.remove_node(late)
 
 
+@pytest.mark.hosts
 def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes_with_equal_weights(nodes, tmp_path):
     """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third."""
     lasting = {"training": {"epochs": 25}, "evaluation": {"every_epochs": 0}}
     placement = {"backend": "ray", "cpus_per_block": 3, "rebalance": True}
     third = add_node(nodes)
-    slow = {"faults": {"pad": 10}, "checkpoint": {"every_s": 600}}
+    slow = {"faults": {"pad": 40}, "checkpoint": {"every_s": 600}}
     training = Training(nodes, tmp_path, placement=placement, **lasting, **slow)
     wait_until(lambda: training.status()["batch"] > 20, "the twentieth batch")
     [on_third] = [block["name"] for block in training.status()["blocks"] if block["node"] == third.node_id]
