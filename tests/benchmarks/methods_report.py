@@ -17,8 +17,8 @@ LEGEND = (
     "± is the half width of a 95 % interval (Student's t over the seeds); gaps and gains are in points of accuracy and "
     "paired by seed. A gap is met unless its whole interval lies above the target; a gain is shown only if its whole "
     "interval lies above 0. Traffic is per kind of edge: how many edges, and the mean of each; in `greedy_layerwise` "
-    "every block has its own epochs. Samples/s are from short runs over Ray, the median, all blocks on this machine. After "
-    "more epochs: {longer} times as many, with the same rates, for methods that miss their gap and for back-propagation."
+    "every block has its own epochs. Samples/s are from short runs over Ray, the median, all blocks on this machine. "
+    "After more epochs: {longer} times as many at the same rates, for methods that miss their gap and for backprop."
 )
 
 
