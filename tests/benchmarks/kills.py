@@ -99,9 +99,11 @@ def killed_run(cluster: RayCluster, rule: str, mode: str, seed: int) -> tuple[Su
     return summary, told
 
 
-def line_of(cluster: RayCluster, rule: str, mode: str, seed: int, expected: Summary) -> dict[str, Any]:
-    """Do one run and say what it has shown."""
+def line_of(cluster: RayCluster, rule: str, mode: str, seed: int, expected: Summary) -> dict[str, Any] | None:
+    """Do one run and say what it has shown; None if it was stopped, with other weights than at its end."""
     summary, told = killed_run(cluster, rule, mode, seed)
+    if summary.status != "completed":
+        return None
     got, wanted = ([block["weights_sha256"] for block in x.blocks] for x in (summary, expected))
     lost = [event for event in summary.events if event["event"] == "lost"]
     back = [event for event in summary.events if event["event"] == "recovered"]
@@ -151,7 +153,10 @@ def main() -> int:
             }
         cluster = RayCluster(object_store_bytes=300 * 1024**2, keep=True)
         for rule, mode, seed in missing:
-            line = line_of(cluster, rule, mode, seed, expected[rule]) | {"commit": commit(), **surroundings()}
+            found = line_of(cluster, rule, mode, seed, expected[rule])
+            if found is None:
+                return 130
+            line = found | {"commit": commit(), **surroundings()}
             lines.append(line)
             RESULTS.parent.mkdir(exist_ok=True)
             with RESULTS.open("a") as file:
