@@ -26,6 +26,9 @@ from actors.transport.codec import CODECS, ENCODED, PLAIN, Encoded, encode
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSOR_BYTES = 8 * 1024**3
 FORMAT = 1
+COPIED_BYTES = 64 * 1024
+"""Tensors up to this size are copied out of a message that holds others: labels travel on and stay in the next outbox
+long after the activation beside them is done with, and would keep its memory."""
 CODED_KINDS = (Kind.ACTIVATION, Kind.FEEDBACK)
 """What a wire codec acts on; an evaluation is of the network as it will be used."""
 
@@ -102,7 +105,7 @@ def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet
 
 
 def unpack(packet: Packet, *, run: str, edge: str) -> Message:
-    """Check a packet and give back its message; its tensors are read-only views.
+    """Check a packet and give back its message; its large tensors are read-only views.
 
     Raises:
         CorruptMessage: the header or a buffer is not what was sent, or belongs to another run or edge.
@@ -125,6 +128,8 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
                 f"expected {expected}; it is not used"
             )
         tensor = _unflatten(edge, name, dtype, shape, order, buffer)
+        if len(table) > 1 and buffer.nbytes <= COPIED_BYTES:
+            tensor = tensor.clone()
         tensors[name] = Encoded(tensor, origin[1], _DTYPES[origin[0]]).decoded() if origin else tensor
     return Message(
         kind=Kind(header["kind"]),

@@ -243,3 +243,13 @@ def test_a_tensor_that_no_reader_accepts_is_refused_before_it_leaves():
     message = Message(Kind.ACTIVATION, 0, tensors={"h": torch.zeros(2, dtype=torch.complex64)})
     with pytest.raises(EdgeError, match=r"tensor 'h' is torch\.complex64"):
         pack(message, run="run", edge="a->b")
+
+
+def test_a_small_tensor_keeps_no_memory_of_the_large_one_beside_it():
+    """Labels wait in the next outbox until a checkpoint covers them; an activation of shared memory must not."""
+    packet = make_packet(h=torch.zeros(64, 1024), labels=torch.arange(64))
+    message = open_packet(packet)
+    at = {name: (tensor.data_ptr(), buffer.ctypes.data)
+          for (name, tensor), buffer in zip(message.tensors.items(), packet.buffers, strict=True)}  # fmt: skip
+    assert at["h"][0] == at["h"][1], "a large tensor is not copied"
+    assert at["labels"][0] != at["labels"][1] and message.tensors["labels"].equal(torch.arange(64))
