@@ -26,11 +26,12 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.errors import RunError, UserError
+from actors.errors import UserError
 from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import is_placed, reserve
+from orchestrator.cluster.ray_calls import START_DEADLINE_S, error_of, result_of
 from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
@@ -38,7 +39,6 @@ from orchestrator.cluster.ray_session import first_line, init_ray
 from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
-START_DEADLINE_S = 120.0
 REPORT_WAIT_S = 0.3
 """Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
@@ -132,7 +132,7 @@ class RayCluster:
             calls = {name: lambda host=host: host.probe.remote(mark, text) for name, host in self._hosts.items()}
             refs = {name: call() for name, call in calls.items()}
             for name, ref in refs.items():
-                seen = self._result(name, ref, calls[name])
+                seen = result_of(name, ref, calls[name])
                 if why := refusal(name, seen["node"], seen, run_dir):
                     raise UserError(why)
 
@@ -148,7 +148,7 @@ class RayCluster:
             for name, a in assignments.items()
         }
         refs = {name: call() for name, call in calls.items()}
-        return {name: self._result(name, ref, calls[name]) for name, ref in refs.items()}
+        return {name: result_of(name, ref, calls[name]) for name, ref in refs.items()}
 
     def connect(self, edges: Sequence[Edge]) -> None:
         """Give every consumer a line to its producer."""
@@ -161,7 +161,7 @@ class RayCluster:
         ]
         refs = [call() for call in calls]
         for edge, ref, call in zip(edges, refs, calls, strict=True):
-            self._result(edge.consumer, ref, call)
+            result_of(edge.consumer, ref, call)
 
     def launch(self) -> None:
         """Start every actor's program."""
@@ -207,7 +207,7 @@ class RayCluster:
         ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0)
         for ref in ended:
             call = self._told.pop(ref)
-            if isinstance(_error(ref), exceptions.ActorUnavailableError):
+            if isinstance(error_of(ref), exceptions.ActorUnavailableError):
                 self._tell(call)
 
     def _watch(self, name: str) -> None:
@@ -257,14 +257,14 @@ class RayCluster:
         """Whether a spare process has not died, with its node perhaps; one that has is forgotten."""
         answer = spare.__ray_ready__.options(concurrency_group="control").remote()
         ready, _ = ray.wait([answer], timeout=REPORT_WAIT_S)
-        if ready and _error(answer) is not None:
+        if ready and error_of(answer) is not None:
             self._spare.remove(spare)
             return False
         return True  # it may still be starting: no worse than a new one
 
     def _joined(self, name: str, ref: Any) -> Ended | Joined:
         """Join an actor that has been built with those of its neighbours that are there."""
-        error = _error(ref)
+        error = error_of(ref)
         if error is not None:
             return self._failed(name, error)
         edges = [edge for edge in self._edges if name in (edge.producer, edge.consumer)]
@@ -359,23 +359,8 @@ class RayCluster:
                 self._spare.remove(host)
         self._dead = []
 
-    def _result(self, name: str, ref: Any, again: Callable[[], Any]) -> Any:
-        """Return a call's result; a call that the wire has lost is made again."""
-        try:
-            return ray.get(ref, timeout=START_DEADLINE_S)
-        except exceptions.GetTimeoutError:
-            raise RunError(f"{name}: not ready within {START_DEADLINE_S:.0f} s") from None
-        except exceptions.ActorUnavailableError:
-            return self._result(name, again(), again)
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise RunError(f"{name}: {error.cause!r}\n{error}") from None
-        except exceptions.RayActorError as error:
-            raise RunError(f"{name}: the process died while it was set up ({first_line(error)})") from None
-
     def _ended(self, name: str, ref: Any) -> Ended:
-        error = _error(ref)
+        error = error_of(ref)
         return Ended(name, facts=ray.get(ref)) if error is None else self._failed(name, error)
 
     def _failed(self, name: str, error: exceptions.RayError) -> Ended:
@@ -387,11 +372,3 @@ class RayCluster:
         if isinstance(error, exceptions.RayActorError):
             self._dead.append(self._hosts[name])
         return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
-
-
-def _error(ref: Any) -> exceptions.RayError | None:
-    try:
-        ray.get(ref, timeout=0)
-    except exceptions.RayError as error:
-        return error
-    return None

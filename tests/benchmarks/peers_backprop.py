@@ -19,12 +19,16 @@ class Backprop:
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch and return its mean loss."""
-        loss = functional.cross_entropy(self._network(self._work.inputs(batch)), batch.labels)
+        loss = self.loss(batch)
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._rates.step()
         return loss.detach()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch, with its graph."""
+        return functional.cross_entropy(self._network(self._work.inputs(batch)), batch.labels)
 
     def state(self) -> dict[str, Tensor]:
         """Return the network's parameters and buffers."""

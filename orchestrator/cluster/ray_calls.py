@@ -1,0 +1,59 @@
+"""Answers of remote calls: waited for up to a deadline, and asked for again where a wire has lost them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from actors.errors import RunError, UserError
+from orchestrator.cluster.ray_session import first_line
+
+START_DEADLINE_S = 120.0
+
+
+def result_of(name: str, ref: Any, again: Callable[[], Any]) -> Any:
+    """Return what an actor answers while it is set up.
+
+    Args:
+        name: of the actor.
+        ref: of the call.
+        again: makes the call once more; whoever is called takes it twice alike.
+
+    Raises:
+        UserError: the actor refused its settings.
+        RunError: it failed, died, or was not ready in time.
+    """
+    until = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            return _answer(name, ref, max(0.0, until - time.monotonic()))
+        except exceptions.ActorUnavailableError:
+            ref = again()
+
+
+def _answer(name: str, ref: Any, wait_s: float) -> Any:
+    try:
+        return ray.get(ref, timeout=wait_s)
+    except exceptions.GetTimeoutError:
+        raise RunError(f"{name}: not ready within {START_DEADLINE_S:.0f} s") from None
+    except exceptions.ActorUnavailableError:
+        raise  # of a wire, not of the actor; it is a RayActorError too
+    except exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise RunError(f"{name}: {error.cause!r}\n{error}") from None
+    except exceptions.RayActorError as error:
+        raise RunError(f"{name}: the process died while it was set up ({first_line(error)})") from None
+
+
+def error_of(ref: Any) -> exceptions.RayError | None:
+    """Return the error that a call has ended with, None if it has none."""
+    try:
+        ray.get(ref, timeout=0)
+    except exceptions.RayError as error:
+        return error
+    return None
