@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.processes import TICKS_PER_S, total_cpu_s
+from tests.benchmarks.processes import TICKS_PER_S, command, descendants, total_cpu_s
 
 TARGETS = {2: 15.0, 16: 45.0}
 """Seconds by number of blocks; 16 blocks also within 1.3 times the bound."""
@@ -52,7 +52,7 @@ def config(blocks: int, folder: str) -> dict[str, Any]:
     return {
         "run_dir": f"{folder}/run",
         "data": {"name": "digits", "batch_size": 64},
-        "network": {"name": "mlp", "blocks": blocks, "hidden": [32] * (blocks - 1)},
+        "network": {"name": "mlp", "blocks": blocks, "widths": [32] * (blocks - 1)},
         "rule": {"name": "local"},
         "training": {"epochs": 1},
         "placement": {"cpus_per_block": 0.05},
@@ -71,9 +71,10 @@ def watched(kind: type[Any], marks: Marks, cpu: dict[str, float]) -> type[Any]:
             import ray
 
             super().start(*arguments)
-            pids = ray.get([host.pid.remote() for host in self._hosts.values()])
+            ray.get([host.__ray_ready__.remote() for host in self._hosts.values()])
             marks.note("workers")
-            cpu["workers_cpu_s"] = total_cpu_s(pids)
+            workers = [pid for pid in descendants(os.getpid()) if command(pid).startswith("ray::RayHost")]
+            cpu["workers_cpu_s"] = total_cpu_s(workers)
 
         def assign(self, *arguments: Any) -> Any:
             found = super().assign(*arguments)
@@ -94,12 +95,7 @@ def measure(blocks: int) -> dict[str, Any]:
     from orchestrator import api
     from orchestrator.cluster import ray_cluster
 
-    class Host(ray_cluster.RayHost):
-        def pid(self) -> int:
-            return os.getpid()
-
     marks.note("import")
-    ray_cluster.RayHost = Host  # type: ignore[misc]
     ray_cluster.RayCluster = watched(ray_cluster.RayCluster, marks, cpu)  # type: ignore[misc]
     make_plan = api.make_plan
 
@@ -127,8 +123,8 @@ def import_cpu_s() -> float:
 
 def run(blocks: int) -> dict[str, Any]:
     """Measure in a process of its own, and add the bound."""
-    command = [sys.executable, "-m", "tests.benchmarks.startup", "--blocks", str(blocks), "--measured"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    words = [sys.executable, "-m", "tests.benchmarks.startup", "--blocks", str(blocks), "--measured"]
+    found = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     own = import_cpu_s()
     bound = found["seconds"]["ray"] + (blocks + 1) * own / (os.cpu_count() or 1)
     return found | {"import_cpu_s": own, "bound_s": bound, "of_bound": found["total_s"] / bound}

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.benchmarks.methods_runs import commit, surroundings
 from tests.benchmarks.processes import command, descendants, memory_bytes
 
 PARTS = 10
+EPOCH_BATCHES = 500
 LOOK_EVERY_S = 0.2
 
 
@@ -32,12 +34,12 @@ def config(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Return the run's config."""
     return {
         "run_dir": f"{folder}/run",
-        "data": {"name": "generated", "shape": [1, 4, 4], "size": 4000, "test_size": 16, "batch_size": 8},
-        "network": {"name": "mlp", "blocks": arguments.blocks, "hidden": [16] * (2 * arguments.blocks - 1)},
+        "data": {"name": "generated", "shape": [1, 4, 4], "size": 8 * EPOCH_BATCHES, "test_size": 16, "batch_size": 8},
+        "network": {"name": "mlp", "blocks": arguments.blocks, "widths": [16] * (2 * arguments.blocks - 1)},
         "rule": {"name": "backprop"},
         "schedule": {"delay_per_hop": 2},
         "optimizer": {"lr": 0.01},
-        "training": {"epochs": arguments.batches // 500},
+        "training": {"epochs": arguments.batches // EPOCH_BATCHES},
         "evaluation": {"every_epochs": 0, "splits": []},
     }
 
@@ -56,7 +58,8 @@ class Watch(threading.Thread):
         while not self.is_over.wait(LOOK_EVERY_S):
             batch = self._batch()
             if batch >= (len(self.looks) + 1) * self.batches // PARTS - 1:
-                self.looks.append({"batch": batch, "at_s": time.monotonic()} | look())
+                with suppress(OSError, StopIteration):  # the run has just ended
+                    self.looks.append({"batch": batch, "at_s": time.monotonic()} | look())
 
     def _batch(self) -> int:
         try:
@@ -127,6 +130,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.batches < PARTS * EPOCH_BATCHES or arguments.batches % EPOCH_BATCHES:
+        parser.error(
+            f"--batches: got {arguments.batches}, expected a multiple of {EPOCH_BATCHES}, at least ten of them"
+        )
     result = measure(arguments) | {"load": os.getloadavg()[0], "commit": commit()} | surroundings()
     with (FOLDER / "sustained.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
