@@ -141,6 +141,7 @@ def test_a_killed_driver_leaves_no_actor_and_the_same_command_goes_on(tmp_path):
     with subprocess.Popen(**command(folder), start_new_session=True) as process:
         try:
             wait_until(lambda: any(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
+            wait_until(lambda: read_status(folder)["blocks"], "a status that names the blocks")
             pids = [block["pid"] for block in read_status(folder)["blocks"]]
         finally:
             os.kill(process.pid, signal.SIGKILL)
