@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.block_state import read_state, take_state
+from actors.compiler import prefer_deterministic
 from actors.errors import MispairedMessage
 from actors.evaluation import VOTES, Evaluation, Evaluator, Parts
 from actors.finiteness import Finiteness
@@ -94,7 +95,7 @@ class Block:
 
     def _apply_machine(self) -> None:
         torch.set_num_threads(self.spec.machine.threads)
-        torch.use_deterministic_algorithms(self.spec.machine.deterministic, warn_only=True)
+        prefer_deterministic(self.spec.machine.deterministic, compiles=self.spec.machine.compile)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def _plugin(self, kind: str, spec: PluginSpec) -> tuple[type, Any]:

@@ -105,6 +105,9 @@ class EdgeEnds:
 
 
 def edge_capacities(outgoing: Sequence[str], settings: EdgeSettings, room: Mapping[str, int]) -> dict[str, int]:
-    """Return how many messages may wait on each edge; a consumer acknowledges window x limit messages late at most."""
-    late = settings.window * settings.limit
+    """Return how many messages may wait on each edge.
+
+    A consumer acknowledges late what its calls bring, and a call's worth more.
+    """
+    late = (settings.window + 1) * settings.limit
     return {edge: late + room[edge] if edge in room else settings.capacity for edge in outgoing}

@@ -64,7 +64,7 @@ class EdgeSettings:
     """
 
     capacity: int = 4
-    window: int = 2
+    window: int = 1
     limit: int = 4
     retains: bool = False
     codecs: Mapping[str, str] = field(default_factory=dict)

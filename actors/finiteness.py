@@ -70,7 +70,10 @@ def is_finite(tensors: Iterable[Tensor | None]) -> bool:
     A sum of numbers of which one is not finite is not finite either, and takes a fraction of the time of looking at
     each; where finite numbers have a sum that overflows, each is looked at.
     """
-    floats = [t.detach() for t in tensors if t is not None and t.is_floating_point() and t.numel()]
-    if all(t.device.type == "cpu" and math.isfinite(t.sum().item()) for t in floats):
-        return True
-    return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
+    unsure = []
+    for tensor in tensors:
+        if tensor is not None and tensor.is_floating_point() and tensor.numel():
+            numbers = tensor.detach()
+            if numbers.device.type != "cpu" or not math.isfinite(numbers.sum().item()):
+                unsure.append(numbers)
+    return not unsure or bool(nn.utils.get_total_norm(unsure, math.inf).isfinite())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actors.compiler import keep_compiler_away_from_optimizers
 from actors.errors import UserError
 
 
@@ -77,7 +78,7 @@ class GroupOptimizer:
         self.spec = spec
         self.parameters = list(parameters)
         kind = optimizer_classes()[spec.name]
-        _keep_compiler_away()
+        keep_compiler_away_from_optimizers()
         try:
             self.optimizer = kind(self.parameters, **spec.arguments)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
@@ -101,15 +102,6 @@ class GroupOptimizer:
             self._step(self.optimizer)
         for parameter in self.parameters:
             parameter.grad = None
-
-
-def _keep_compiler_away() -> None:
-    """Spare a process the import of torch's compiler, 1.5 s of CPU, by which torch hides optimizers from the compiler.
-
-    No optimizer here is compiled. A torch that does this another way imports it as before.
-    """
-    add = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    setattr(add, "__dynamo_disable", add)
 
 
 def group_optimizers(

@@ -62,13 +62,13 @@ def balanced_cuts(config: RunConfig, speeds: Sequence[float], show: Callable[[st
         )
     if len(speeds) == 1:
         return []
-    num_threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    num_threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     try:
         single = _layer_by_layer(config, names)
         costs = layer_costs(single, make_plan(single), SECONDS, show)
     finally:
         torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(deterministic)
     return [names[start] for start in balanced_starts(len(names), block_seconds(costs), speeds=speeds)]
 
 

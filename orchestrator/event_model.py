@@ -144,7 +144,7 @@ def _program(block: TimedBlock, actor: TimedActor, starts: list[float]) -> Progr
 
 def _edges(wiring: Wiring, capacity: int, message_s: float) -> dict[str, TimedEdge]:
     """Every edge, as large as the actors make it."""
-    settings = EdgeSettings(capacity=capacity, window=min(2, capacity), limit=capacity)
+    settings = EdgeSettings(capacity=capacity, limit=capacity)
     room = {name: held for edges in (wiring.source, *wiring.blocks) for name, held in edges.room.items()}
     sizes = edge_capacities([edge.name for edge in wiring.edges], settings, room)
     return {name: TimedEdge(size, message_s) for name, size in sizes.items()}

@@ -44,13 +44,13 @@ def measure(config: RunConfig, seconds: float, show: Callable[[str], None] = lam
         UserError: as `make_plan`.
     """
     plan = make_plan(config)
-    num_threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    num_threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     try:
         is_shared = config.placement.backend == "in_process"
         return _Profiling(_endless(config, plan), plan, show, is_shared=is_shared).run(seconds)
     finally:
         torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(deterministic)
 
 
 def _endless(config: RunConfig, plan: Plan) -> RunConfig:

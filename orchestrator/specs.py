@@ -233,9 +233,10 @@ def edge_settings(config: RunConfig, wiring: Wiring) -> EdgeSettings:
     """Return the sizes of every edge, and the codecs of those that have one."""
     buffers = config.buffers
     capacity = max(4, buffers.capacity) if buffers.mode == "auto" else buffers.capacity  # it may soon be larger
-    window = buffers.window or min(2, capacity)
     codecs = edge_codecs(config.wire, wiring)
-    return EdgeSettings(buffers.capacity, window, limit=capacity, retains=is_retaining(config), codecs=codecs)
+    return EdgeSettings(
+        buffers.capacity, buffers.window or 1, limit=capacity, retains=is_retaining(config), codecs=codecs
+    )
 
 
 def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False) -> Machine:

@@ -64,20 +64,20 @@ class FixedSizes(FeedbackMatrix):
 
 
 class FreshSizes(FeedbackMatrix):
-    """Signs times sizes drawn anew in every forward pass (brSF)."""
+    """Signs times sizes drawn anew in every forward pass (brSF).
+
+    A compiler would move the draw into the backward pass, when the generator has gone on.
+    """
 
     def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
+        self._draw: Callable[[Tensor, float], Tensor] = cast(Any, torch.compiler.disable(_drawn_sizes))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return B of the signs that the weight has by now, by the global generator."""
-        return weight.detach().sign() * _fresh_sizes(weight.detach(), self.std)
+        return weight.detach().sign() * self._draw(weight.detach(), self.std)
 
 
 def _drawn_sizes(weight: Tensor, std: float) -> Tensor:
     return torch.randn_like(weight).abs() * std
-
-
-_fresh_sizes: Callable[[Tensor, float], Tensor] = cast(Any, torch.compiler.disable(_drawn_sizes))
-"""A compiler would move the draw into the backward pass, when the generator has gone on."""

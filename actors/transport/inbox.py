@@ -62,7 +62,7 @@ class Inbox:
     Args:
         run, edge: names checked in every header.
         port: line to the producer; None: none yet, see `reconnect`.
-        window: takes kept outstanding.
+        window: takes kept outstanding while little has arrived.
         limit: most messages in one reply.
         incarnation: which life of the consumer this is.
         gap_s: how long a missing sequence number may stay missing before a new session asks again.
@@ -75,7 +75,7 @@ class Inbox:
         edge: str,
         port: Port | None,
         *,
-        window: int = 2,
+        window: int = 1,
         limit: int = 4,
         incarnation: int = 0,
         gap_s: float = 5.0,
@@ -200,9 +200,18 @@ class Inbox:
             self._open_session()
         if self.port is None:
             return
-        while self._outstanding < self.window and not self._all_handed:
+        while self._outstanding < self.window and self._is_due and not self._all_handed:
             self.port.request(self._take(self.limit))
             self._outstanding += 1
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether to ask: what has arrived lasts about as long as a call, or half of what may wait is not acknowledged.
+
+        Calls that are put off bring more messages each.
+        """
+        is_low = len(self._arrived) <= self.limit // 4 or self.received + 1 not in self._arrived
+        return is_low or self.received - self._acknowledged >= self.limit // 2
 
     def _acknowledge(self, at_least: int) -> None:
         """Tell what was received since the takes that are still out, if that is as much as this.

@@ -137,7 +137,7 @@ class BuffersSection(Section):
     budget_bytes: int | None = Field(default=None, ge=1)
     """With mode auto: bytes that all buffers together may hold; default 256 MiB."""
     window: int | None = Field(default=None, ge=1)
-    """Calls a consumer keeps outstanding; default the smaller of 2 and the capacity."""
+    """Calls a consumer keeps outstanding while little has arrived; default 1."""
     capacity_bytes: int | None = Field(default=None, ge=1)
     """Bytes that a replay buffer may hold; one message may always be held."""
     order: Literal["fifo", "lifo", "uniform", "least_used"] | None = None

@@ -61,6 +61,7 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
         "schedule": {"delay_per_hop": delay_per_hop} if delay_per_hop else {},
         "training": {"epochs": 1},
         "evaluation": {"every_epochs": 0, "splits": []},
+        "buffers": {"capacity": 16 if arguments.message_mb <= 1 else 4},
         "placement": {"cpus_per_block": 0.01},
     }  # fmt: skip
 
