@@ -69,6 +69,36 @@ def test_every_optimizer_steps_as_torch_s_own_does(name):
     assert torch.equal(ours.weight, theirs.weight) and ours.weight.grad is None
 
 
+def test_a_life_of_an_optimizer_does_not_import_torch_s_compiler():
+    code = (
+        "import sys, torch; from actors.optimizers import GroupOptimizer, OptimizerSpec\n"
+        "from actors.compiler import prefer_deterministic\n"
+        "prefer_deterministic(True, compiles=False)\n"
+        "assert torch.are_deterministic_algorithms_enabled()\n"
+        "weight = torch.nn.Parameter(torch.ones(2)); weight.grad = torch.ones(2)\n"
+        "group = GroupOptimizer(OptimizerSpec('adam', {'lr': 0.1}), [weight])\n"
+        "group.step(0, 1)\n"
+        "group.optimizer.load_state_dict(group.optimizer.state_dict())\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_arguments()))
+def test_every_optimizer_steps_as_torch_s_own_does(name):
+    ours, theirs = (nn.Linear(3, 2, bias=name != "muon") for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = GroupOptimizer(OptimizerSpec(name, {"lr": 0.1}), list(ours.parameters()))
+    reference = type(optimizer.optimizer)(theirs.parameters(), lr=0.1)
+    for update in range(3):
+        for layer in (ours, theirs):
+            layer(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step(update, 1)
+        reference.step()
+        reference.zero_grad()
+    assert torch.equal(ours.weight, theirs.weight) and ours.weight.grad is None
+
+
 def test_a_step_does_not_import_torch_s_compiler():
     code = (
         "import sys, torch; from actors.optimizers import GroupOptimizer, OptimizerSpec\n"
