@@ -76,6 +76,9 @@ class Block:
         self.body.find_draws()
         self.rule.to(self.device)
         self.objective = self._build_objective()
+        self._objective_parameters = (
+            [q for q in self.objective.parameters() if q.requires_grad] if self.objective else []
+        )
         if spec.machine.channels_last:
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if spec.machine.compile:
@@ -152,7 +155,7 @@ class Block:
         if "raw_input" in self.spec.fields:
             fields["raw_input"] = received if raw is None else self.on_device({"h": raw})["h"]
         self.finiteness.batch_id = message.batch_id
-        with self.finiteness.guarded(self.body):
+        with self.finiteness.guarded(self.body.statistics):
             p = self.make_pass(received, Batch(message.batch_id, message.version, fields))
         self.open[message.batch_id] = p
         up = self.rule.leave(p.h)
@@ -247,7 +250,7 @@ class Block:
         h = p.h.detach().requires_grad_()
         with self.precision.autocast():
             loss = self.objective(h, p.batch)
-        parameters = [q for q in self.objective.parameters() if q.requires_grad]
+        parameters = self._objective_parameters
         gradients = self.precision.gradients([loss], [h, *parameters], [torch.ones_like(loss)], keep=False)
         accumulate(parameters, gradients[1:])
         self.loss = loss.detach()

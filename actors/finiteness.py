@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -55,11 +55,11 @@ class Finiteness:
         return False
 
     @contextmanager
-    def guarded(self, body: nn.Module) -> Iterator[None]:
+    def guarded(self, buffers: Sequence[Tensor]) -> Iterator[None]:
         """Put running statistics back that a forward pass has made not finite."""
-        before = [buffer.clone() for buffer in body.buffers()] if self.is_skipping else []
+        before = [buffer.clone() for buffer in buffers] if self.is_skipping else []
         yield
-        for buffer, saved in zip(body.buffers(), before, strict=False):
+        for buffer, saved in zip(buffers, before, strict=False):
             if not is_finite([buffer]):
                 buffer.data = saved  # in place it would spoil the graph of this pass
 

@@ -74,7 +74,7 @@ class ModulePass:
         self.answered: set[int] = set()
         self.is_complete = False
         self._body, self._precision = body, precision
-        self._parameters = {name: p for name, p in body.named_parameters() if p.requires_grad}
+        self._parameters = body.trainable
         self._output: Tensor | None = None
         self._inner: dict[str, Tensor] = {}
 

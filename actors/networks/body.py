@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,16 @@ class Body(nn.Module):
             seed_of(self.seed, "draw", name) if _may_draw(layer) else None
             for name, layer in zip(self.names, self.layers, strict=True)
         ]
+
+    @cached_property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, from the first pass on: to look for it takes longer than a small layer."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, ...]:
+        """All buffers, from the first pass on."""
+        return tuple(self.buffers())
 
     def forward(self, x: Tensor, draw: int | None = None, inner: dict[str, Tensor] | None = None) -> Tensor:
         """Run the layers on x [B, ...]; `draw` names the random draws of this pass.
