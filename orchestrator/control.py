@@ -18,7 +18,7 @@ from typing import Any
 from actors.errors import UserError
 from orchestrator.config import RunConfig, changed
 from orchestrator.config.catalog import Catalog
-from orchestrator.config.legality import replay_settings
+from orchestrator.config.legality import outbox_capacity, replay_settings
 from orchestrator.run_directory import RunDirectory, write_json
 
 ACTIONS = ("pause", "resume", "snapshot", "stop")
@@ -130,7 +130,7 @@ def for_actors(config: RunConfig) -> dict[str, Any]:
     return {
         "bound": config.staleness.max,
         "replay": replay_settings(config.buffers) if is_replay else None,
-    } | ({} if is_auto else {"capacity": config.buffers.capacity})
+    } | ({} if is_auto else {"capacity": outbox_capacity(config)})
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from actors.trace import sampled_batches
 from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
-from orchestrator.config.legality import FIFO, replay_settings
+from orchestrator.config.legality import FIFO, outbox_capacity, replay_settings
 from orchestrator.config.placing import place_of
 from orchestrator.wiring import SOURCE, Wiring, block_name
 
@@ -181,7 +181,7 @@ def _replay(config: RunConfig, plan: Plan) -> Replay | None:
         return None
     is_replay = config.schedule.name == "replay"
     settings = replay_settings(config.buffers) if is_replay else FIFO
-    max_open = len(plan.blocks) * (config.buffers.capacity + 4) if is_replay else plan.num_batches
+    max_open = len(plan.blocks) * (outbox_capacity(config) + 4) if is_replay else plan.num_batches
     return Replay(settings, plan.num_batches, max_open)
 
 
@@ -231,12 +231,10 @@ def _rate_schedule(config: RunConfig, plan: Plan) -> RateSchedule:
 
 def edge_settings(config: RunConfig, wiring: Wiring) -> EdgeSettings:
     """Return the sizes of every edge, and the codecs of those that have one."""
-    buffers = config.buffers
-    capacity = max(4, buffers.capacity) if buffers.mode == "auto" else buffers.capacity  # it may soon be larger
+    buffers, capacity = config.buffers, outbox_capacity(config)
+    limit = max(4, capacity) if buffers.mode == "auto" else capacity  # it may soon be larger
     codecs = edge_codecs(config.wire, wiring)
-    return EdgeSettings(
-        buffers.capacity, buffers.window or 1, limit=capacity, retains=is_retaining(config), codecs=codecs
-    )
+    return EdgeSettings(capacity, buffers.window or 1, limit=limit, retains=is_retaining(config), codecs=codecs)
 
 
 def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False) -> Machine:

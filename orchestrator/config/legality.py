@@ -12,6 +12,7 @@ from orchestrator.config.sections import BuffersSection, RunConfig
 _SCHEDULES: Mapping[str, bool] = {"pipeline": True, "lockstep": True, "sequential": False, "replay": False}
 """Schedule -> whether it works with feedback that comes after a fixed delay."""
 
+DROPPING_ROOM = 8
 FIFO = ReplaySettings(capacity=1, order="fifo", max_reuse=1, on_full="block")
 """Each message once, in order: `pipeline` with feedback as it arrives."""
 
@@ -116,3 +117,13 @@ def replay_settings(buffers: BuffersSection) -> ReplaySettings:
         )
     except ValueError as error:
         raise UserError(f"buffers: {error}") from None
+
+
+def outbox_capacity(config: RunConfig) -> int:
+    """Return how many messages may wait on an edge, before they are in a replay buffer if there is one.
+
+    A consumer takes what has arrived between two uses, and may then drop what its buffer has no room for: its
+    producer is not to wait for that, if it is less than `DROPPING_ROOM` times as fast.
+    """
+    is_dropping = config.schedule.name == "replay" and replay_settings(config.buffers).on_full != "block"
+    return max(config.buffers.capacity, DROPPING_ROOM if is_dropping else 1)

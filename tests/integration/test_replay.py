@@ -20,6 +20,7 @@ POLICIES = {
     "few bytes": {"on_full": "drop_oldest", "capacity": 9, "capacity_bytes": 40_000},
 }
 BATCHES = 22
+SLOW = [{"block": 1, "factor": 4}]
 
 
 def forward_edges(summary):
@@ -43,10 +44,25 @@ def test_a_bound_changes_no_weight_and_is_kept(tmp_path, rule, bound):
 @pytest.mark.parametrize("bound", [0, 2])
 def test_a_bound_is_kept_over_ray(tmp_path, ray_cluster, bound):
     free = run(tmp_path / "free", network=CHAIN)
-    slow = {"slow": [{"block": 1, "factor": 4}]}
-    paced = run(tmp_path / "paced", cluster=ray_cluster, network=CHAIN, staleness={"max": bound}, faults=slow)
+    paced = run(tmp_path / "paced", cluster=ray_cluster, network=CHAIN, staleness={"max": bound}, faults={"slow": SLOW})
     assert block_weights(paced) == block_weights(free)
     assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
+
+
+@pytest.mark.parametrize(
+    ("buffers", "capacity"),
+    [
+        ({"capacity": 1, "on_full": "drop_oldest"}, 8),
+        ({"capacity": 1, "on_full": "drop_newest"}, 8),
+        ({"capacity": 9, "on_full": "drop_oldest"}, 9),
+        ({"capacity": 1}, 1),
+    ],
+)
+def test_a_producer_does_not_wait_for_room_where_its_consumer_drops(tmp_path, buffers, capacity):
+    got = run(tmp_path / "run", network=CHAIN, schedule={"name": "replay"}, buffers=buffers, faults={"slow": SLOW})
+    between = [edge for edge in got.edges if edge["name"].startswith("block")]
+    assert len(between) == 2 and all(edge["capacity"] == capacity for edge in between)
+    assert_balanced(got)
 
 
 def test_without_a_bound_messages_are_as_stale_as_buffers_allow(tmp_path):
