@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan
@@ -26,24 +26,26 @@ def fitted(config: RunConfig, plan: Plan, store_bytes: int | None) -> tuple[RunC
     """Return the config with buffers that fit into the store, and what the user should know of that.
 
     An edge holds what waits for its consumer, as much again that has been handed over and not acknowledged, and one
-    message that is worked on. Under first in, first out smaller buffers change the speed and no weight.
+    message that is worked on; a block with late feedback also what its open passes began with. Under first in, first
+    out smaller buffers change the speed and no weight.
 
     Args:
         store_bytes: of the smallest node; None: messages do not travel through a store.
     """
-    sizes = [size for size in message_bytes(config, plan).values() if size > INLINE_BYTES]
-    if store_bytes is None or not sizes:
+    in_store = {edge: size for edge, size in message_bytes(config, plan).items() if size > INLINE_BYTES}
+    if store_bytes is None or not in_store:
         return config, None
-    room = int(SHARE * store_bytes)
+    sizes, held = list(in_store.values()), _held_bytes(plan, in_store)
+    room = int(SHARE * store_bytes) - held
     asked = config.buffers.capacity
     capacity = next((c for c in range(asked, 0, -1) if _most_bytes(sizes, c) <= room), 0)
     if capacity == asked and config.buffers.mode == "fixed":
         return config, None
     where = f"placement.object_store_bytes: {store_bytes / 1e6:.0f} MB hold"
     if config.buffers.mode == "auto":
-        budget = min(config.buffers.budget_bytes or room, room)
+        budget = min(config.buffers.budget_bytes or room, max(1, room))
         return _with(config, budget_bytes=budget, capacity=max(1, capacity)), None
-    need = f"{_most_bytes(sizes, asked) / 1e6:.0f} MB that buffers.capacity={asked} may put under way"
+    need = f"{(_most_bytes(sizes, asked) + held) / 1e6:.0f} MB that buffers.capacity={asked} may put under way"
     if capacity == 0 or is_unordered(config):
         return config, f"{where} less than the {need}; Ray will write some to disk: give it more, or smaller batches"
     window = None if config.buffers.window is None else min(config.buffers.window, capacity)
@@ -59,6 +61,12 @@ def _with(config: RunConfig, **values: int | None) -> RunConfig:
 
 def _most_bytes(sizes: Sequence[int], capacity: int) -> int:
     return sum(sizes) * (2 * capacity + 1)
+
+
+def _held_bytes(plan: Plan, in_store: Mapping[str, int]) -> int:
+    """Return the bytes of inputs that wait in open passes for feedback which comes late."""
+    longest = ((edges.driver, max((late.delay for late in edges.late), default=0)) for edges in plan.wiring.blocks)
+    return sum(delay * in_store.get(driver, 0) for driver, delay in longest)
 
 
 def _upper(edge: Edge) -> int:
