@@ -4,7 +4,7 @@
     python tests/benchmarks/stragglers.py --short    factors 1 and 3, one capacity, under 5 minutes
     python tests/benchmarks/stragglers.py --table    only what is there
 
-45 runs, about 40 minutes on 2 quiet cores; stop and go on at will. Each finished run is a line of
+45 runs, about 20 minutes on 2 quiet cores; stop and go on at will. Each finished run is a line of
 results/stragglers.jsonl; a run is not repeated as long as its config is the same. Devices are simulated: real
 learning, and a rest after each step until it has lasted as long as on a slower device.
 """
