@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from actors.errors import RunError
 from orchestrator.config.sharing import blocks_of_actors, gpu_of, shared_place
 from tests.runs import Replacing, assert_balanced, block_weights, config_of, run
 
@@ -69,6 +70,15 @@ def test_a_process_of_several_blocks_counts_as_one_failure(tmp_path, ray_cluster
     )  # fmt: skip
     assert len(events(got, "lost")) == 4 and got.status == "completed"
     assert block_weights(got) == block_weights(run(tmp_path / "here", network=MLP))
+
+
+def test_a_block_that_raises_takes_its_process_with_it_and_raises_again(tmp_path, ray_cluster):
+    failing = {"rule": Replacing(factory="tests.failing_rule:Failing"), "recovery": {"mode": "local"}}
+    with pytest.raises(RunError, match="block1 raised at batch 7 in 2 lives"):
+        run(tmp_path / "run", cluster=ray_cluster, network=MLP, **failing, **SHARED, **KEEPING)
+    written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lost = [line["actor"] for line in map(json.loads, written) if line.get("event") == "lost"]
+    assert lost == ["block1", "block0"] * 2
 
 
 @pytest.mark.parametrize(
