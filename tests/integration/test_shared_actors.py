@@ -9,7 +9,7 @@ from orchestrator.config.sharing import blocks_of_actors, gpu_of, shared_place
 from tests.runs import Replacing, assert_balanced, block_weights, config_of, run
 
 MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
-DROPPING = Replacing(name="cnn", channels=[6, 8, 8], pool_after=[2], dropout=0.3, blocks=4)
+DROPPING = Replacing(factory="tests.dropping_network:build", cuts=["3", "6", "9"])
 METHODS = {
     "local": {"network": DROPPING},
     "backprop": {"rule": {"name": "backprop"}, "network": DROPPING},
