@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from actors.block_state import read_state, take_state
 from actors.compiler import prefer_deterministic
+from actors.draws import forked_draws
 from actors.errors import MispairedMessage
 from actors.evaluation import VOTES, Evaluation, Evaluator, Parts
 from actors.finiteness import Finiteness
@@ -127,7 +128,7 @@ class Block:
     @contextmanager
     def _initial(self, purpose: str) -> Iterator[None]:
         """Initial weights of what hangs on a block depend on the seed and the block's last layer only."""
-        with torch.random.fork_rng(devices=[]):
+        with forked_draws():
             torch.manual_seed(seed_of(self.spec.seed, purpose, self.spec.layers[-1]))
             yield
 

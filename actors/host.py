@@ -1,4 +1,4 @@
-"""Host: one process that can be given an actor, and later another one.
+"""Host: a place in a process that can be given an actor, and later another one.
 
 A process with torch imported takes seconds to start, an actor in it milliseconds. The cluster starts
 hosts; a run assigns actors to them.
@@ -28,8 +28,7 @@ class Host:
 
     def assign(self, spec: BlockSpec | SourceSpec, shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Build the actor that `spec` describes in place of the one before; return its first report."""
-        if self._actor is not None:
-            self._actor.stop()
+        self.stop()
         self._pin(spec.machine)
         self._actor = DataActor(spec) if isinstance(spec, SourceSpec) else BlockActor(spec, shape)
         return self._actor.report()
@@ -67,8 +66,9 @@ class Host:
         self.actor.order(name, values)
 
     def stop(self) -> None:
-        """Make the actor's run end at its next wait."""
-        self.actor.stop()
+        """Make the actor's run end at its next wait, if there is one."""
+        if self._actor is not None:
+            self._actor.stop()
 
     @property
     def actor(self) -> ChainActor:

@@ -12,12 +12,13 @@ Running statistics count a batch once: a second pass works on copies of the buff
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from enum import Enum
 
-import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from actors.draws import forked_draws
 from actors.learning_rule import Batch
 from actors.networks.body import Body
 from actors.precision import Precision, accumulate
@@ -117,5 +118,5 @@ class ModulePass:
     def _again(self) -> Tensor:
         """Run the forward pass once more, without counting the batch again."""
         buffers = {name: buffer.clone() for name, buffer in self._body.named_buffers()}
-        with torch.random.fork_rng(devices=[]):
+        with forked_draws() if self._body.may_draw else nullcontext():
             return self._forward({**self.stashed, **buffers})

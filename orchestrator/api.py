@@ -16,6 +16,7 @@ from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
 from orchestrator.config import RunConfig, config_from_mapping
+from orchestrator.config.sharing import check_sharing
 from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
@@ -49,6 +50,7 @@ def train(
     check_machine(config)
     config = with_cuts(config, fresh=fresh, show=Console(stderr=True, quiet=not progress, highlight=False).print)
     plan = make_plan(config)
+    check_sharing(config, len(plan.blocks))  # again, since automatic cuts have come after the config's own checks
     directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
     if directory.is_finished:
         if directory.read_summary()["epochs"] >= plan.num_epochs:

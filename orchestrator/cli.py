@@ -162,7 +162,10 @@ def plan(
     timeline: Annotated[Path | None, typer.Option(help="write a Chrome trace of the simulation here")] = None,
     seconds: Annotated[float, typer.Option(help="to measure blocks for")] = 4.0,
 ) -> None:
-    """Measure a run's blocks for some seconds and predict its speed, memory and staleness; starts nothing."""
+    """Measure a run's blocks for some seconds and predict its speed, memory and staleness; starts nothing.
+
+    It predicts a process per block, whatever placement.blocks_per_actor says.
+    """
     from orchestrator.plan_request import PlanRequest, answer
 
     files, overrides = _split(config, "plan")

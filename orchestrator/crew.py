@@ -1,16 +1,16 @@
-"""The actors of a run: how they begin, and how a lost one begins again."""
+"""The actors of a run: which of them share a process, how they begin, and how a lost one begins again."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from actors.edge_ends import Life
 from actors.storage import Storage
 from orchestrator.checkpoints import Checkpoint
 from orchestrator.cluster.contract import Assignment, Cluster, Request
 from orchestrator.config import RunConfig
-from orchestrator.config.placing import place_of
+from orchestrator.config.sharing import blocks_of_actors, gpu_of, shared_place
 from orchestrator.lease import LIVES
 from orchestrator.plan import Plan
 from orchestrator.run_directory import RunDirectory
@@ -39,6 +39,7 @@ class Crew:
         self.storage, self.epoch = storage, epoch
         self.blocks = [block_name(index) for index in range(len(plan.blocks))]
         self.names = [SOURCE, *self.blocks]
+        self._shared = blocks_of_actors(config.placement, len(self.blocks))
         self.restarts: Counter[str] = Counter()
         self.start_from: Checkpoint | None = None
         self.goes_on = False
@@ -51,12 +52,22 @@ class Crew:
             UserError: the cluster can't place them, or an actor refused its settings.
         """
         self.start_from, self.goes_on = checkpoint, goes_on
-        requests = [Request(SOURCE, SOURCE_CPUS, num_takes=self._num_takes(SOURCE))]
-        requests += [self._request(index) for index in range(len(self.blocks))]
+        requests = [Request((SOURCE,), SOURCE_CPUS, num_takes=self._num_takes(SOURCE))]
+        requests += [self._request(indices) for indices in self._shared]
         self.cluster.start(requests, self.config.recovery.spares)
         self.cluster.check(self.directory.path)
         self.cluster.assign({name: self._assignment(name, checkpoint) for name in self.names})
         self.cluster.connect(self.plan.wiring.edges)
+
+    def together(self, name: str) -> list[str]:
+        """Return the actors that share a process with this one, it among them."""
+        if name == SOURCE:
+            return [SOURCE]
+        return [self.blocks[index] for index in self._beside(self.blocks.index(name))]
+
+    def _beside(self, index: int) -> range:
+        """The blocks of a block's process."""
+        return next(indices for indices in self._shared if index in indices)
 
     def replace(self, lost: Collection[str], checkpoint: Checkpoint | None, last_batch: int | None = None) -> None:
         """Begin to put other lives of lost actors in their places."""
@@ -88,16 +99,19 @@ class Crew:
             return Assignment(source_spec(config, self.plan, run, birth))
         index = self.blocks.index(name)
         mark = str(self.directory.step_mark(name)) if config.placement.backend == "ray" else None
-        spec = block_spec(config, self.plan, index, run, self.storage.address, birth, mark)
+        gpu = gpu_of(config.placement, self._beside(index), index)
+        spec = block_spec(config, self.plan, index, run, self.storage.address, birth, mark, gpu)
         return Assignment(spec, self.plan.shapes[index])
 
     def _num_takes(self, name: str) -> int:
         outgoing = [edge for edge in self.plan.wiring.edges if edge.producer == name]
         return edge_settings(self.config, self.plan.wiring).window * len(outgoing)
 
-    def _request(self, index: int) -> Request:
-        name, place = self.blocks[index], place_of(self.config.placement, index)
-        cpus = self.cluster.cpus_for(len(self.blocks), SOURCE_CPUS) if place.cpus == "auto" else float(place.cpus)
+    def _request(self, indices: Sequence[int]) -> Request:
+        names = tuple(self.blocks[index] for index in indices)
+        auto = self.cluster.cpus_for(len(self.blocks), SOURCE_CPUS)
+        place = shared_place(self.config.placement, indices, auto)
+        num_takes = sum(self._num_takes(name) for name in names)
         return Request(
-            name, cpus, place.gpus, self._num_takes(name), place.accelerator_type, place.labels, place.resources
+            names, float(place.cpus), place.gpus, num_takes, place.accelerator_type, place.labels, place.resources
         )

@@ -96,7 +96,8 @@ class Departures:
         elif self.commits.position > self._astray_since:
             self._astray_since = None
             for name in astray:
-                self.recovery.move(name, "its place is there again", is_announced=False)
+                if name not in self.recovery.losses:
+                    self.recovery.move(name, "its place is there again", is_announced=False)
 
     def _announce(self, node: str, left_s: float, there: list[str]) -> None:
         now = self._clock()

@@ -206,6 +206,8 @@ class Orchestrator:
 
     def _accept(self, event: Ended | Joined) -> None:
         name = event.name
+        if self.recovery.is_given_up(name):
+            return
         if isinstance(event, Joined):
             self.recovery.joined(name)
             self.commits.ask_again()
@@ -218,7 +220,7 @@ class Orchestrator:
             self.metrics.event(event="failed", actor=name, reason=event.reason)
             raise UserError(event.reason)
         self.recovery.lost(event, announced=event.died and self.departures.is_announced(name))
-        for gone in self.crew.names if self.recovery.mode == "global" else [name]:
+        for gone in self.crew.names if self.recovery.mode == "global" else self.crew.together(name):
             self.facts.pop(gone, None)
             self.known.pop(gone, None)
             self._logged.pop(gone, None)

@@ -96,7 +96,7 @@ class Recovery:
     # ------------------------------------------------------------------ losing and replacing
 
     def move(self, name: str, reason: str, *, is_announced: bool = True) -> None:
-        """Let an actor, which is well, go on elsewhere.
+        """Let an actor, which is well, go on elsewhere, with those that share its process.
 
         Args:
             name: which.
@@ -106,17 +106,15 @@ class Recovery:
         Raises:
             RunError: that has happened too often.
         """
-        now, version = self._clock(), self._known.get(name, {}).get("version", 0)
-        failure = Failure(name, reason, announced=is_announced)
-        self.event(event="moved", actor=name, reason=reason, position=self.commits.position)
+        now, failure = self._clock(), Failure(name, reason, announced=is_announced)
+        for moved in self.crew.together(name):
+            self.event(event="moved", actor=moved, reason=reason, position=self.commits.position)
         if is_announced and (why := self.failures.add(failure)):
             raise RunError(why)
-        self.losses[name] = Loss(failure, now, version, now)
-        self._heard.pop(name, None)
-        self._born.pop(name, None)
+        self._lose(failure, now)
 
     def lost(self, ended: Ended, *, announced: bool = False) -> None:
-        """Count a loss and plan its replacement.
+        """Count a loss and plan its replacement, and that of those that share its process.
 
         Args:
             ended: what is known of it.
@@ -126,21 +124,37 @@ class Recovery:
             RunError: the run must end.
         """
         name, now = ended.name, self._clock()
-        mark = None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
-        failure = Failure(name, ended.reason, mark, raised=not ended.died, announced=announced)
-        self.event(
-            event="lost", actor=name, reason=ended.reason, batch=mark,
-            unheard_s=round(now - self._heard.get(name, now), 3),
-        )  # fmt: skip
+        failure = Failure(name, ended.reason, self._mark(name), raised=not ended.died, announced=announced)
+        together = self.crew.together(name)
+        for gone in sorted(together, key=lambda each: each != name):  # it comes first
+            reason = ended.reason if gone == name else f"it shared its process with {name}"
+            self.event(
+                event="lost", actor=gone, reason=reason, batch=self._mark(gone),
+                unheard_s=round(now - self._heard.get(gone, now), 3),
+            )  # fmt: skip
         if self.mode == "none":
             raise RunError(f"{name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
         if why := self.failures.add(failure):
             raise RunError(f"{why}\n{ended.traceback}".rstrip())
-        self.say(f"{name} is lost ({ended.reason}); it goes on from {self._where()}")
-        version = self._known.get(name, {}).get("version", 0)
-        self.losses[name] = Loss(failure, now, version, now + self.failures.wait_s(name))
-        self._heard.pop(name, None)
-        self._born.pop(name, None)
+        are, go = ("is", "it goes") if len(together) == 1 else ("are", "they go")
+        self.say(f"{' and '.join(together)} {are} lost ({ended.reason}); {go} on from {self._where()}")
+        self._lose(failure, now + self.failures.wait_s(name))
+
+    def _lose(self, failure: Failure, due_s: float) -> None:
+        """Plan to replace an actor, and with it all that share its process."""
+        for name in self.crew.together(failure.actor):
+            version = self._known.get(name, {}).get("version", 0)
+            self.losses[name] = Loss(failure, self._clock(), version, due_s)
+            self._heard.pop(name, None)
+            self._born.pop(name, None)
+
+    def _mark(self, name: str) -> int | None:
+        """The batch that an actor was training on when it was last heard to begin a step."""
+        return None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
+
+    def is_given_up(self, name: str) -> bool:
+        """Whether another life of an actor will begin soon, so that what is heard of this one means nothing."""
+        return name in self.losses and not self.losses[name].is_replaced
 
     def replace_due(self) -> None:
         """Begin to replace what is lost and has waited long enough."""

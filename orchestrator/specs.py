@@ -97,11 +97,16 @@ def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth())
 
 def block_spec(
     config: RunConfig, plan: Plan, index: int, run: str,
-    checkpoints: str | None = None, birth: Birth = Birth(), step_mark: str | None = None,
+    checkpoints: str | None = None, birth: Birth = Birth(), step_mark: str | None = None, gpu: int = 0,
 ) -> BlockSpec:  # fmt: skip
-    """Return the spec of one block's actor; `checkpoints` is the address of the storage for its snapshots."""
+    """Return the spec of one block's actor.
+
+    Args:
+        checkpoints: address of the storage for its snapshots.
+        gpu: which of its process's GPUs it computes on, if it asks for any.
+    """
     placement = config.placement
-    device = "cuda:0" if place_of(placement, index).gpus else "cpu"
+    device = f"cuda:{gpu}" if place_of(placement, index).gpus else "cpu"
     return BlockSpec(
         run=run,
         name=block_name(index),

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from actors.draws import DRAWING, forked_draws
 from actors.networks.layer import Layer
 from actors.seeds import seed_of
 
@@ -73,13 +74,16 @@ class Body(nn.Module):
         if self.clones_input:
             x = x.clone()
         for name, layer, draw_seed in zip(self.names, self.layers, self._draw_seeds, strict=True):
-            if draw is not None and draw_seed is not None:
-                _seed_draws(_mixed(draw_seed, draw), x.device)
-            x = layer(x)
+            x = layer(x) if draw_seed is None else _drawn(layer, x, draw_seed, draw)
             if inner is not None and name in self.severed:
                 inner[name] = x
                 x = x.detach()
         return x
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether any layer may draw random numbers."""
+        return any(draw_seed is not None for draw_seed in self._draw_seeds)
 
     def named_state(self) -> dict[str, Tensor]:
         """Return parameters and persistent buffers by their names in the whole network."""
@@ -114,7 +118,7 @@ class Body(nn.Module):
         """Return the shape of one output sample for an input sample of `shape`; changes nothing."""
         probe = copy.deepcopy(self).eval()
         device = next((tensor.device for _, tensor in self._entries()), torch.device("cpu"))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), forked_draws():
             return tuple(probe(torch.zeros(2, *shape, device=device)).shape[1:])
 
     def compile_layers(self) -> None:
@@ -169,6 +173,14 @@ def _mixed(base: int, draw: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return (z ^ (z >> 31)) & _MASK
+
+
+def _drawn(layer: nn.Module, x: Tensor, draw_seed: int, draw: int | None) -> Tensor:
+    """Run a layer that may draw; threads that compute other blocks leave the generator alone meanwhile."""
+    with DRAWING:
+        if draw is not None:
+            _seed_draws(_mixed(draw_seed, draw), x.device)
+        return layer(x)
 
 
 def _seed_draws(seed: int, device: torch.device) -> None:

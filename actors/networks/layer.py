@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from actors.draws import forked_draws
 from actors.errors import UserError
 from actors.seeds import seed_of
 
@@ -31,7 +32,7 @@ def seeded_layer(name: str, make: Make, seed: int) -> Layer:
     """Return a layer whose module is made under a generator seeded by (seed, name)."""
 
     def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with forked_draws():
             torch.manual_seed(seed_of(seed, "layer", name))
             return make()
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from actors.draws import forked_draws
 from actors.networks.body import Body
 
 
@@ -37,7 +38,7 @@ def keep_input_intact(body: Body, shape: tuple[int, ...]) -> bool:
 
 
 def _writes(body: nn.Module, shape: tuple[int, ...]) -> bool:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with forked_draws(), torch.no_grad():
         for training in (True, False):
             probe = copy.deepcopy(body).train(training)
             x = torch.randn(2, *shape)

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from actors.draws import forked_draws
 from actors.errors import UserError
 from actors.networks.fx_layers import fx_segments
 from actors.networks.layer import Layer
@@ -72,7 +73,7 @@ def module_layers(make: Callable[[], nn.Module], key: str, seed: int) -> list[La
 
     @cache
     def segments() -> dict[str, tuple[str, nn.Module]]:
-        with torch.random.fork_rng(devices=[]):
+        with forked_draws():
             torch.manual_seed(seed_of(seed, "network"))
             module = make()
         if not isinstance(module, nn.Module):

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from actors.draws import forked_draws
 from actors.errors import UserError
 from actors.learning_rule import Around, LearningRule, Pass, RuleConfig
 from actors.needs import Place
@@ -110,6 +111,6 @@ def _output_shapes(body: Body, shape: tuple[int, ...]) -> dict[str, tuple[int, .
     """Return the shape of one output sample of each severed layer; changes nothing."""
     outputs: dict[str, Tensor] = {}
     probe = copy.deepcopy(body).eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), forked_draws():
         probe(torch.zeros(2, *shape), inner=outputs)
     return {name: tuple(output.shape[1:]) for name, output in outputs.items()}

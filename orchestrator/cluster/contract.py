@@ -14,13 +14,13 @@ from orchestrator.wiring import Edge
 
 @dataclass(frozen=True)
 class Request:
-    """What one actor asks of its machine.
+    """What one process asks of its machine.
 
-    `num_takes`: calls of its consumers that may wait in it at the same time.
+    `names`: of the actors in it. `num_takes`: calls of their consumers that may wait in it at the same time.
     `accelerator_type`: kind of GPU. `labels`: of the nodes that may host it. `resources`: custom ones that it takes.
     """
 
-    name: str
+    names: tuple[str, ...]
     cpus: float
     gpus: float = 0.0
     num_takes: int = 2
@@ -77,7 +77,7 @@ class Cluster(Protocol):
         ...
 
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
-        """Start one host per request, placed in the order given, and `spares` that wait to replace one."""
+        """Start one process per request, placed in the order given, and `spares` that wait to replace one."""
         ...
 
     def check(self, run_dir: Path) -> None:
@@ -107,7 +107,8 @@ class Cluster(Protocol):
     def replace(self, assignments: Mapping[str, Assignment], well: Collection[str] = ()) -> None:
         """Begin to put other lives of actors in the places of these; `poll` tells when each has joined.
 
-        None of them is joined with a life that is to be replaced, too. `well`: those whose processes may stay.
+        None of them is joined with a life that is to be replaced, too. `well`: those whose processes may stay. Actors
+        that share a process are replaced together.
         """
         ...
 

@@ -40,7 +40,7 @@ class InProcessCluster:
         """Messages stay where they are."""
 
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
-        """Make one host per request.
+        """Make one host per actor.
 
         Raises:
             UserError: a GPU is asked for and none is visible.
@@ -49,7 +49,7 @@ class InProcessCluster:
             raise UserError(
                 "placement.gpus_per_block: a GPU is asked for, this machine shows none; set placement.gpus_per_block=0"
             )
-        self._hosts = {request.name: Host() for request in requests}
+        self._hosts = {name: Host() for request in requests for name in request.names}
 
     def check(self, run_dir: Path) -> None:
         """All hosts are this process."""

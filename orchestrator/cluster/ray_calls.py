@@ -10,6 +10,7 @@ import ray
 from ray import exceptions
 
 from actors.errors import RunError, UserError
+from orchestrator.cluster.contract import Ended
 from orchestrator.cluster.ray_session import first_line
 
 START_DEADLINE_S = 120.0
@@ -57,3 +58,13 @@ def error_of(ref: Any) -> exceptions.RayError | None:
     except exceptions.RayError as error:
         return error
     return None
+
+
+def failed(name: str, error: exceptions.RayError) -> Ended:
+    """Return how an actor has ended whose run, or whose building, failed with this error."""
+    if isinstance(error, exceptions.RayTaskError):
+        cause = error.cause or error
+        if isinstance(cause, UserError):
+            return Ended(name, reason=str(cause.args[0]), is_mistake=True)
+        return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
+    return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)

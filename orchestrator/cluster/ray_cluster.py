@@ -1,6 +1,6 @@
-"""Actors as Ray actors: one host process per placement-group bundle, neighbours packed in chain order.
+"""Actors as Ray actors: one process per placement-group bundle, for one of them or several neighbours, in chain order.
 
-The driver owns every actor; none is detached and none is restarted by Ray. The reference that a host's
+The driver owns every process; none is detached and none is restarted by Ray. The reference that a host's
 `run` returns ends with the actor, so it tells of its death.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,15 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import UserError
-from actors.transport.ray_pull import RayPort
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import is_placed, reserve
-from orchestrator.cluster.ray_calls import START_DEADLINE_S, error_of, result_of
+from orchestrator.cluster.ray_calls import START_DEADLINE_S, error_of, failed, result_of
 from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
-from orchestrator.cluster.ray_session import first_line, init_ray
+from orchestrator.cluster.ray_seat import Line, Seat
+from orchestrator.cluster.ray_session import init_ray
 from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
@@ -43,8 +43,8 @@ REPORT_WAIT_S = 0.3
 """Longest wait for the reports of the moment; those that come later are read the next time."""
 STOP_DEADLINE_S = 10.0
 SPARE_TAKES = 2
-KEPT_TAKES = 16
-"""Takes that a kept host can serve at a time; it is started before its edges are known."""
+KEPT_TAKES, KEPT_SEATS = 16, 4
+"""Takes that a kept host can serve at a time, and actors that it can hold; it is started before these are known."""
 
 
 class RayCluster:
@@ -68,17 +68,24 @@ class RayCluster:
         if self._started_ray:
             init_ray(object_store_bytes)
         self._group: PlacementGroup | None = None
-        self._hosts: dict[str, Any] = {}
+        self._seats: dict[str, Seat] = {}
+        self._lives: dict[str, int] = {}
         self._spare: list[Any] = []
         self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
         self._num_spares = 0
-        self._joining: dict[Any, str] = {}
+        self._joining: dict[Any, tuple[str, ...]] = {}
+        """The actors of a process are built by one call."""
         self._joining_since: dict[str, float] = {}
         self._asked: dict[str, Any] = {}
         self._told: dict[Any, Callable[[], Any]] = {}
         self._requests: dict[str, tuple[int, Request]] = {}
         self._edges: list[Edge] = []
+
+    @property
+    def _hosts(self) -> dict[str, Any]:
+        """The process of every actor."""
+        return {name: seat.process for name, seat in self._seats.items()}
 
     def cpus_for(self, num_blocks: int, reserved: float) -> float:
         """Return one CPU per block, or an equal share of what the cluster has."""
@@ -91,35 +98,43 @@ class RayCluster:
         return min((int(has["object_store_memory"]) for has in alive if "object_store_memory" in has), default=None)
 
     def start(self, requests: Sequence[Request], spares: int = 0) -> None:
-        """Reserve one bundle per actor and start a host in each; spares wait outside of the bundles.
+        """Reserve one bundle per process and start it there; spares wait outside of the bundles.
 
         Raises:
             UserError: the cluster does not place them in time.
         """
-        self._requests = {request.name: (index, request) for index, request in enumerate(requests)}
+        self._requests = {name: (index, request) for index, request in enumerate(requests) for name in request.names}
         is_anywhere = all(request.is_anywhere for request in requests)
         self._num_spares = spares if is_anywhere else 0
         if self._keep and is_anywhere:
             self._have_spares(len(requests) + spares)
-            self._hosts = {request.name: self._spare[i] for i, request in enumerate(requests)}
+            for process, request in zip(self._spare, requests, strict=False):
+                self._sit(request, process)
             return
         self._group = reserve(requests, self._strategy, wait_s=self._wait_s)
-        for request in requests:
-            self._hosts[request.name] = self._new_host(request.name, request.cpus)
+        for index, request in enumerate(requests):
+            self._sit(request, self._new_host(index, request, request.cpus))
         self._have_spares(self._num_spares)
 
-    def _new_host(self, name: str, cpus: float) -> Any:
-        """Start a host in an actor's bundle; anywhere, if the bundle was on a lost node and has no other place."""
-        index, request = self._requests[name]
-        host = remote_host(request.num_takes + SPARE_TAKES)
+    def _sit(self, request: Request, process: Any) -> None:
+        self._seats |= {name: Seat(process, index) for index, name in enumerate(request.names)}
+
+    def _new_host(self, index: int, request: Request, cpus: float) -> Any:
+        """Start a process in its bundle; anywhere, if the bundle was on a lost node and has no other place."""
+        host = self._process_for(request)
         if self._group is None or (request.is_anywhere and not is_placed(self._group)):
             return host.options(num_cpus=0).remote()
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
 
+    def _process_for(self, request: Request) -> Any:
+        seats = KEPT_SEATS if self._keep else len(request.names)  # one that is kept may hold more another time
+        return remote_host(request.num_takes + SPARE_TAKES, seats)
+
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
-            self._spare.append(remote_host(KEPT_TAKES).options(num_cpus=0).remote())
+            seats = KEPT_SEATS if self._keep else max(len(request.names) for _, request in self._requests.values())
+            self._spare.append(remote_host(KEPT_TAKES, seats).options(num_cpus=0).remote())
 
     def check(self, run_dir: Path) -> None:
         """Ask every host what it sees.
@@ -129,43 +144,56 @@ class RayCluster:
             RunError: a host died or took too long.
         """
         with marked(run_dir) as (mark, text):
-            calls = {name: lambda host=host: host.probe.remote(mark, text) for name, host in self._hosts.items()}
+            firsts = {names[0]: self._seats[names[0]].process for names in self._processes(self._seats)}
+            calls = {name: lambda process=process: process.probe.remote(mark, text) for name, process in firsts.items()}
             refs = {name: call() for name, call in calls.items()}
             for name, ref in refs.items():
                 seen = result_of(name, ref, calls[name])
                 if why := refusal(name, seen["node"], seen, run_dir):
                     raise UserError(why)
 
+    def _processes(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """Return the names of the actors of every process that one of these is in."""
+        return list(dict.fromkeys(self._requests[name][1].names for name in names))
+
     def assign(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Any]]:
-        """Build all actors at the same time.
+        """Build all actors, those of different processes at the same time.
 
         Raises:
             UserError: an actor refused its settings.
             RunError: an actor died or took too long.
         """
-        calls = {
-            name: lambda name=name, a=a: self._hosts[name].assign.remote(a.spec, a.shape)
-            for name, a in assignments.items()
-        }
-        refs = {name: call() for name, call in calls.items()}
-        return {name: result_of(name, ref, calls[name]) for name, ref in refs.items()}
+        processes = self._processes(assignments)
+        refs = {names: self._build(names, assignments) for names in processes}
+        found: dict[str, dict[str, Any]] = {}
+        for names, ref in refs.items():
+            reports = result_of(names[0], ref, lambda names=names: self._build(names, assignments))
+            found |= dict(zip(names, reports, strict=True))
+        return found
+
+    def _build(self, names: Sequence[str], assignments: Mapping[str, Assignment]) -> Any:
+        """Build the actors of a process."""
+        built = [assignments[name] for name in names]
+        self._lives |= {name: one.spec.life.incarnation for name, one in zip(names, built, strict=True)}
+        return self._seats[names[0]].process.assign.remote([(one.spec, one.shape) for one in built])
 
     def connect(self, edges: Sequence[Edge]) -> None:
         """Give every consumer a line to its producer."""
         self._edges = list(edges)
-        calls = [
-            lambda edge=edge: self._hosts[edge.consumer].connect.remote(
-                {edge.name: RayPort(self._hosts[edge.producer])}
-            )
-            for edge in edges
-        ]
+        calls = [lambda edge=edge: self._seats[edge.consumer].connect({edge.name: self._line(edge)}) for edge in edges]
         refs = [call() for call in calls]
         for edge, ref, call in zip(edges, refs, calls, strict=True):
             result_of(edge.consumer, ref, call)
 
+    def _line(self, edge: Edge) -> Line:
+        return self._seats[edge.consumer].line_to(self._seats[edge.producer])
+
     def launch(self) -> None:
         """Start every actor's program."""
-        self._runs = {host.run.remote(): name for name, host in self._hosts.items()}
+        self._runs = {self._run(name): name for name in self._seats}
+
+    def _run(self, name: str) -> Any:
+        return self._seats[name].run(self._lives[name])
 
     def poll(self, wait_s: float) -> list[Ended | Joined]:
         """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
@@ -185,16 +213,16 @@ class RayCluster:
                     self._watch(name)
                 found.append(ended)
             else:
-                found.append(self._joined(self._joining.pop(ref), ref))
+                found += self._joined(self._joining.pop(ref), ref)
         return found
 
     def _never_joined(self) -> list[Ended | Joined]:
         """Return the actors whose next life has no process yet, or hangs while it is built."""
         over = time.monotonic() - START_DEADLINE_S
-        late = {name for name in self._joining.values() if self._joining_since[name] < over}
-        self._joining = {ref: name for ref, name in self._joining.items() if name not in late}
+        late = {ref: names for ref, names in self._joining.items() if self._joining_since[names[0]] < over}
+        self._joining = {ref: names for ref, names in self._joining.items() if ref not in late}
         reason = f"its next life was not ready within {START_DEADLINE_S:.0f} s"
-        return [Ended(name, reason=reason, died=True) for name in sorted(late)]
+        return [Ended(names[0], reason=reason, died=True) for names in late.values()]
 
     def _tell(self, call: Callable[[], Any]) -> None:
         """Make a call whose answer nobody waits for."""
@@ -212,26 +240,28 @@ class RayCluster:
 
     def _watch(self, name: str) -> None:
         """An actor that has ended is still asked by its consumers: its process must live on."""
-        self._runs[self._hosts[name].watch.remote()] = name
+        self._runs[self._seats[name].watch()] = name
 
     # ------------------------------------------------------------------ replacing
 
     def replace(self, assignments: Mapping[str, Assignment], well: Collection[str] = ()) -> None:
         """Begin to put other lives of actors in the places of these."""
         self._runs = {ref: name for ref, name in self._runs.items() if name not in assignments}
-        self._joining = {ref: name for ref, name in self._joining.items() if name not in assignments}
-        for name, assignment in assignments.items():
-            self._asked.pop(name, None)
-            before = self._hosts[name]
-            if name in well:
+        self._joining = {ref: names for ref, names in self._joining.items() if names[0] not in assignments}
+        for names in self._processes(assignments):
+            before = self._seats[names[0]].process
+            if set(names) <= set(well):
                 before.stop.options(concurrency_group="control").remote()
             else:
                 ray.kill(before)
-                self._hosts[name] = self._fresh_host(name, before)
-            self._joining[self._hosts[name].assign.remote(assignment.spec, assignment.shape)] = name
-            self._joining_since[name] = time.monotonic()
+                index, request = self._requests[names[0]]
+                self._sit(request, self._fresh_host(index, request, before))
+            self._joining[self._build(names, assignments)] = names
+            for name in names:
+                self._asked.pop(name, None)
+                self._joining_since[name] = time.monotonic()
 
-    def _fresh_host(self, name: str, before: Any) -> Any:
+    def _fresh_host(self, index: int, request: Request, before: Any) -> Any:
         """Return a spare process if there is one, else a new one; its bundle may still count the old one's CPUs."""
         if before in self._spare:
             self._spare.remove(before)
@@ -242,11 +272,10 @@ class RayCluster:
         spares = [] if away else list(self._spare)  # where they are is not known
         free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
-            index, request = self._requests[name]
             if away and not has_place(self._group, index, away):
-                free = elsewhere(remote_host(request.num_takes + SPARE_TAKES), request, away)
+                free = elsewhere(self._process_for(request), request, away)
             else:
-                free = self._new_host(name, 0.0)
+                free = self._new_host(index, request, 0.0)
             if self._keep:
                 self._spare.append(free)
         elif not self._keep:
@@ -262,38 +291,38 @@ class RayCluster:
             return False
         return True  # it may still be starting: no worse than a new one
 
-    def _joined(self, name: str, ref: Any) -> Ended | Joined:
-        """Join an actor that has been built with those of its neighbours that are there."""
+    def _joined(self, names: tuple[str, ...], ref: Any) -> list[Ended | Joined]:
+        """Join the actors of a process, which have been built, with those of their neighbours that are there."""
         error = error_of(ref)
         if error is not None:
-            return self._failed(name, error)
-        edges = [edge for edge in self._edges if name in (edge.producer, edge.consumer)]
-        absent = set(self._joining.values())
-        ports = {
-            edge.name: None if edge.producer in absent else RayPort(self._hosts[edge.producer])
-            for edge in edges
-            if edge.consumer == name
-        }
-        host = self._hosts[name]
-        host.connect.remote(ports)  # in the group of `run`, so that it comes first
-        for edge in edges:
-            if edge.producer == name and edge.consumer not in absent:
-                consumer = self._hosts[edge.consumer].connect.options(concurrency_group="control")
-                self._tell(lambda edge=edge, consumer=consumer: consumer.remote({edge.name: RayPort(host)}))
-        self._runs[host.run.remote()] = name
+            return [self._failed(names[0], error)]
+        absent = self._absent
+        for name in names:
+            incoming = [edge for edge in self._edges if edge.consumer == name]
+            lines = {edge.name: None if edge.producer in absent else self._line(edge) for edge in incoming}
+            self._seats[name].connect(lines)  # it comes before the run
+        for edge in self._edges:
+            if edge.producer in names and edge.consumer not in absent and edge.consumer not in names:
+                consumer, line = self._seats[edge.consumer], {edge.name: self._line(edge)}
+                self._tell(lambda consumer=consumer, line=line: consumer.connect(line, at_once=True))
+        self._runs |= {self._run(name): name for name in names}
         if not self._keep and not self._joining:
             self._have_spares(self._num_spares)  # a process that starts now is in nobody's way
-        return Joined(name)
+        return [Joined(name) for name in names]
+
+    @property
+    def _absent(self) -> set[str]:
+        """The actors that are being built."""
+        return {name for names in self._joining.values() for name in names}
 
     # ------------------------------------------------------------------ reports and orders
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """Return the reports that have come since the last call."""
-        absent = set(self._joining.values())
-        for name, host in self._hosts.items():
+        absent = self._absent
+        for name, seat in self._seats.items():
             if name not in self._asked and name not in absent:
-                options = host.report.options(concurrency_group="control", enable_task_events=False)
-                self._asked[name] = options.remote()
+                self._asked[name] = seat.report()
         refs = {ref: name for name, ref in self._asked.items()}
         ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=REPORT_WAIT_S)
         found: dict[str, dict[str, Any]] = {}
@@ -327,8 +356,8 @@ class RayCluster:
 
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
-        host = self._hosts[name]
-        self._tell(lambda: host.order.options(concurrency_group="control").remote(order, values or {}))
+        seat = self._seats[name]
+        self._tell(lambda: seat.order(order, values or {}))
 
     def close(self) -> None:
         """Kill the actors, free the bundles, and end Ray if this cluster started it."""
@@ -340,7 +369,7 @@ class RayCluster:
             self._spare = []
         if self._group is not None:
             remove_placement_group(self._group)
-        self._hosts, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, {}
+        self._seats, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, {}
         if self._started_ray and not self._keep:
             ray.shutdown()
 
@@ -364,11 +393,7 @@ class RayCluster:
         return Ended(name, facts=ray.get(ref)) if error is None else self._failed(name, error)
 
     def _failed(self, name: str, error: exceptions.RayError) -> Ended:
-        if isinstance(error, exceptions.RayTaskError):
-            cause = error.cause or error
-            if isinstance(cause, UserError):
-                return Ended(name, reason=str(cause.args[0]), is_mistake=True)
-            return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
-        if isinstance(error, exceptions.RayActorError):
-            self._dead.append(self._hosts[name])
-        return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
+        ended = failed(name, error)
+        if ended.died and isinstance(error, exceptions.RayActorError):
+            self._dead.append(self._seats[name].process)
+        return ended

@@ -1,25 +1,102 @@
-"""A host as a Ray actor."""
+"""A process of a run as a Ray actor: it holds one actor of the chain, or neighbouring ones."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
+from actors.chain_actor import ChainActor
+from actors.errors import EdgeError, RunError
 from actors.host import Host
+from actors.spec import BlockSpec, SourceSpec
+from actors.transport.inbox import Port
+from actors.transport.outbox import Reply, Take
+from actors.transport.same_process import SameProcess, SameProcessPort
 from orchestrator.cluster.probe import probe
 
 
-class RayHost(Host):
-    """A host that knows which Ray node it is on."""
+class RayHost:
+    """Hosts that share a process, each with a thread of its own; they know which Ray node it is on."""
 
-    def report(self) -> dict[str, Any]:
-        """Return small facts about the actor, with Ray's node id."""
-        return super().report() | self._node()
+    def __init__(self) -> None:
+        self._hosts = [Host()]
+        self._rest = threading.Condition()
+        self._num_running = 0
 
-    def run(self) -> dict[str, Any]:
-        """Run the actor to its end and return its last facts, with Ray's node id."""
-        return super().run() | self._node()
+    @property
+    def actor(self) -> ChainActor:
+        """The actor that it holds, or the first one."""
+        return self._hosts[0].actor
+
+    def assign(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> list[dict[str, Any]]:
+        """Build actors in place of those before, once none of these computes; return their first reports.
+
+        What is built changes torch's and Python's state of the whole process for a moment, which no block may see.
+        """
+        self.stop()
+        with self._rest:
+            self._rest.wait_for(lambda: self._num_running == 0)
+        hosts = self._hosts[: len(actors)]
+        self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
+        return [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
+
+    def connect(self, ports: Mapping[str, Port | SameProcess | None], seat: int = 0) -> None:
+        """Open an actor's incoming edges, or give them lines to other lives of their producers."""
+        self._hosts[seat].connect({edge: self._line(edge, port) for edge, port in ports.items()})
+
+    def _line(self, edge: str, port: Port | SameProcess | None) -> Port | None:
+        if isinstance(port, SameProcess):
+            return SameProcessPort(self._producer(edge).outboxes[edge])
+        return port
+
+    def _producer(self, edge: str) -> ChainActor:
+        found = next((host.actor for host in self._hosts if edge in host.actor.outboxes), None)
+        if found is None:
+            raise EdgeError(f"edge {edge}: none of the actors of this process produces it")
+        return found
+
+    def run(self, life: int, seat: int = 0) -> dict[str, Any]:
+        """Run an actor to its end and return its last facts, with Ray's node id.
+
+        Args:
+            life: the actor's incarnation; a call that comes after another life was built is void.
+            seat: which of the actors.
+        """
+        actor = self._hosts[seat].actor
+        if actor.life.incarnation != life:
+            raise RunError(f"{actor.name}: life {life} is over")
+        with self._rest:
+            self._num_running += 1
+        try:
+            return self._hosts[seat].run() | self._node()
+        finally:
+            with self._rest:
+                self._num_running -= 1
+                self._rest.notify_all()
+
+    def watch(self, seat: int = 0) -> dict[str, Any]:
+        """Return nothing once an actor is told to stop; a process that dies before makes the call fail."""
+        return self._hosts[seat].watch()
+
+    def take(self, take: Take) -> Reply:
+        """Hand messages to a consumer."""
+        return self._producer(take.edge).take(take)
+
+    def report(self, seat: int = 0) -> dict[str, Any]:
+        """Return small facts about an actor, with Ray's node id."""
+        return self._hosts[seat].report() | self._node()
+
+    def order(self, name: str, values: Mapping[str, Any], seat: int = 0) -> None:
+        """Pass an order on to an actor."""
+        self._hosts[seat].order(name, values)
+
+    def stop(self) -> None:
+        """Make every actor's run end at its next wait."""
+        for host in self._hosts:
+            host.stop()
 
     def probe(self, mark: str, text: str) -> dict[str, Any]:
         """Return what this process sees of the run directory, and its versions; see `orchestrator.cluster.probe`."""
@@ -29,9 +106,20 @@ class RayHost(Host):
         return {"node": ray.get_runtime_context().get_node_id()}
 
 
-def remote_host(num_takes: int) -> Any:
-    """Return Ray's class of hosts that serve so many takes at a time, and are never restarted by Ray."""
+def remote_host(num_takes: int, num_seats: int = 1) -> Any:
+    """Return Ray's class of processes that are never restarted by Ray.
+
+    Args:
+        num_takes: that are served at a time.
+        num_seats: actors that it may hold; calls to each but the first have a thread of their own, named by `turn_of`.
+    """
+    turns = {turn: 1 for turn in map(turn_of, range(num_seats)) if turn is not None}
     wrap: Any = ray.remote(  # type: ignore[call-overload]
-        concurrency_groups={"io": num_takes, "control": 1}, max_restarts=0, max_task_retries=0
+        concurrency_groups={"io": num_takes, "control": 1, **turns}, max_restarts=0, max_task_retries=0
     )
     return wrap(RayHost)
+
+
+def turn_of(seat: int) -> str | None:
+    """Return the concurrency group of an actor's calls that wait for its run; None: the one that Ray gives anyway."""
+    return None if seat == 0 else f"seat{seat}"

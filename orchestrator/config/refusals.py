@@ -1,5 +1,5 @@
-"""What a valid section still may not say: keys whose capability this version lacks, rules that clash with
-a schedule, plug-ins and options that don't exist."""
+"""What a valid section still may not say: rules that clash with a schedule, blocks that can't share an actor,
+plug-ins and options that don't exist."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ from orchestrator.config.sections import (
     RunConfig,
     Section,
 )
-
-_NOT_YET: Mapping[str, object] = {
-    "placement.blocks_per_actor": None,
-}  # fmt: skip
-"""Key -> the only value that this version can do."""
+from orchestrator.config.sharing import check_sharing
 
 MOST_BLOCKS = 10**6
 """More than any network has, where cuts are not known yet."""
@@ -48,7 +44,6 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     Raises:
         UserError: names the key, what it holds and what it may hold.
     """
-    _check_available(config)
     rule = _check_plugin(config.rule, "rule", catalog)
     _check_plugin(config.objective, "objective", catalog)
     check_schedule(config, rule)
@@ -57,6 +52,8 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_data(config, catalog)
     _check_optimizer(config, catalog)
     _check_indices("placement.blocks", config.placement.blocks, config.network)
+    num_blocks = _num_blocks(config.network)
+    check_sharing(config, None if num_blocks == MOST_BLOCKS else num_blocks)
     buffers = config.buffers
     if buffers.window is not None and buffers.window > buffers.capacity:
         raise UserError(
@@ -69,16 +66,6 @@ def check(config: RunConfig, catalog: Catalog) -> None:
             "training.compile: got true, but no C++ compiler is on this machine, and torch.compile needs one; "
             "install g++ or set training.compile=false"
         )
-
-
-def _check_available(config: RunConfig) -> None:
-    for key, only in _NOT_YET.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value != only:
-            remedy = "remove it" if only is None else f"leave it at {only!r}"
-            raise UserError(f"{key}: got {value!r}, which is not available in this version; {remedy}")
 
 
 def _check_plugin(section: PluginSection, kind: str, catalog: Catalog) -> Plugin:

@@ -312,7 +312,8 @@ class PlacementSection(Section):
     """Longest an actor waits on one edge without a message."""
     object_store_bytes: int | None = Field(default=None, ge=78_643_200)
     """Size of a local cluster's object store."""
-    blocks_per_actor: int | None = None
+    blocks_per_actor: int | None = Field(default=None, ge=1)
+    """Neighbouring blocks that share a process, each with a thread of its own; default 1. Resources add up."""
     rebalance: bool = False
     """Blocks that had to go elsewhere when a node was lost move back once there is a place for them again."""
 

@@ -13,6 +13,7 @@ from actors.transport.in_process import InProcessPort
 from actors.transport.inbox import Inbox
 from actors.transport.outbox import Outbox, Take
 from actors.transport.ray_pull import RayPort
+from actors.transport.same_process import SameProcessPort
 
 RUN = "conformance"
 DEADLINE_S = 20.0
@@ -91,6 +92,13 @@ class InProcessCarrier:
         """End every edge, so that no take stays outstanding."""
         for edge in self._made:
             self.call("drop", edge)
+
+
+class SameProcessCarrier(InProcessCarrier):
+    """Producers of this process, which other threads fill."""
+
+    def port(self, edge):
+        return SameProcessPort(self._outboxes.outboxes[edge])
 
 
 class RayCarrier(InProcessCarrier):

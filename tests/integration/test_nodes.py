@@ -155,9 +155,9 @@ def test_a_kind_of_gpu_that_never_comes_ends_with_what_was_asked_and_what_is_the
 
 
 def test_a_bundle_says_what_its_actor_takes():
-    request = Request("block0", 2, 0.25, accelerator_type="A100", resources={"microscope": 1})
+    request = Request(("block0",), 2, 0.25, accelerator_type="A100", resources={"microscope": 1})
     assert ray_bundles.bundle(request) == {"CPU": 2, "GPU": 0.25, "accelerator_type:A100": 0.001, "microscope": 1}
-    assert not request.is_anywhere and Request("block0", 2).is_anywhere
+    assert not request.is_anywhere and Request(("block0",), 2).is_anywhere
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_bundle_says_what_its_actor_takes():
 )
 def test_what_this_machine_s_own_ray_lacks_is_refused_at_once(ray_session, asked, words):
     with pytest.raises(UserError, match="lower it or add nodes") as refused:
-        ray_bundles.reserve([Request(name, 0.1, **asked) for name in ("block0", "block1")], "PACK", wait_s=60)
+        ray_bundles.reserve([Request((name,), 0.1, **asked) for name in ("block0", "block1")], "PACK", wait_s=60)
     assert words in str(refused.value)
 
 

@@ -109,6 +109,8 @@ WRONG = [
     ("placement.blocks.9.gpus=1", ["placement.blocks.9: expected the index of a block, 0 to"]),
     ("placement.blocks.1.gpus=1.5", ["placement.blocks.1: got", "gpus below 1 or a whole number"]),
     ("placement.blocks.1.gpu=1", ["placement.blocks.1", "gpu"]),
+    ("placement.blocks_per_actor=0", ["placement.blocks_per_actor: got 0", "at least 1"]),
+    ("placement.blocks_per_actor=9", ["placement.blocks_per_actor: got 9", "the number of blocks, 4"]),
     ("placement.wait_s=-1", ["placement.wait_s: got -1", "at least 0"]),
     ("placement.threads=0", ["placement.threads: got 0", "at least 1"]),
     ("placement.deadline_s=0", ["placement.deadline_s: got 0", "greater than 0"]),
@@ -119,10 +121,6 @@ WRONG = [
     ("seed=[1,1]", ["seed: got [1, 1]", "every seed once"]),
     ("seed=[]", ["seed: got []", "every seed once"]),
     ("seed=[1,x]", ["seed: got 'x'", "an integer"]),
-]
-
-NOT_YET = [
-    ("placement.blocks_per_actor=2", "placement.blocks_per_actor"),
 ]
 
 BOTH = {"data": "digits", "network": "cnn", "rule": "local", "objective": "cross_entropy"}
@@ -139,10 +137,21 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_expected(override, f
     contains(refusal(override), fragments)
 
 
-@pytest.mark.parametrize(("override", "key"), NOT_YET, ids=[row[0] for row in NOT_YET])
-def test_what_this_version_lacks_is_refused_by_name(override, key):
-    message = refusal(override)
-    assert message.startswith(f"{key}: got ") and "not available in this version" in message
+CANNOT_SHARE = [
+    (["placement.backend=in_process"], ["'in_process'", "expected 1"]),
+    (["placement.pin_cpus=true"], ["with placement.pin_cpus"]),
+    (["training.compile=true"], ["with training.compile"]),
+    (["placement.blocks.1.labels.rack=b"], ["blocks 0 to 1 share an actor", "labels {} and {'rack': 'b'}"]),
+    (["placement.blocks.3.accelerator_type=L4"], ["blocks 2 to 3 share an actor", "accelerator_type None and 'L4'"]),
+    (["placement.gpus_per_block=0.75"], ["blocks 0 to 1 share an actor and 1.5 GPUs", "at most 1 or a whole number"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), CANNOT_SHARE, ids=[row[0][0] for row in CANNOT_SHARE])
+def test_blocks_that_cannot_share_an_actor_are_refused(overrides, fragments):
+    message = refusal("placement.blocks_per_actor=2", *overrides)
+    assert message.startswith("placement.blocks_per_actor: got 2")
+    contains(message, fragments)
 
 
 @pytest.mark.parametrize(
