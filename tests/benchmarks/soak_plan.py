@@ -32,7 +32,8 @@ def arms(batches: int) -> list[Arm]:
 def _arm(batches: int, schedule: str, is_spoiled: bool) -> Arm:
     facts = {"schedule": schedule, "wire": "spoiled" if is_spoiled else "good"}
     beside = {"share": SPOILED_SHARE, "longest_s": LONGEST_DELAY_S} if is_spoiled else {}
-    return make_arm(facts, _common(batches), SCHEDULES[schedule], beside=beside)
+    overlapping = {"buffers": {"window": 2}} if is_spoiled else {}  # a reply can only overtake another one
+    return make_arm(facts, _common(batches), SCHEDULES[schedule], overlapping, beside=beside)
 
 
 def num_batches(arm: Arm) -> int:
