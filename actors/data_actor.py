@@ -48,7 +48,12 @@ class DataActor(ChainActor):
             stop_asked=lambda: self._stop_asked,
             is_paused=lambda: self.is_paused and not self._stop_asked,
             num_batches=num_batches,
-            snapshots=SnapshotOrders(spec.snapshot_every, spec.most_uncovered, after_evaluation=spec.settings.retains),
+            snapshots=SnapshotOrders(
+                spec.snapshot_every,
+                spec.most_uncovered,
+                after_evaluation=spec.settings.retains,
+                first_new=spec.first_new,
+            ),
             snapshot=self._note_position,
         )
         if isinstance(self.source, ReplaySource):

@@ -15,12 +15,16 @@ class SnapshotOrders:
             What is uncovered is retained by its producers, so this bounds their memory.
         after_evaluation: whether the batch after an evaluation carries it, so that evaluation batches are
             covered soon, too.
+        first_new: the first batch that surely no block has been sent by an earlier life of the source. A block drops
+            what it has, with its orders: what is asked for waits for this batch.
     """
 
     def __init__(
-        self, every: int | None = None, most_uncovered: int | None = None, *, after_evaluation: bool = False
-    ) -> None:
+        self, every: int | None = None, most_uncovered: int | None = None, *, after_evaluation: bool = False,
+        first_new: int = 0,
+    ) -> None:  # fmt: skip
         self.every, self.most_uncovered, self.after_evaluation = every, most_uncovered, after_evaluation
+        self.first_new = first_new
         self.is_asked = False
         """Set to have the next batch carry it."""
         self.committed = -1
@@ -28,14 +32,18 @@ class SnapshotOrders:
         self.waits = 0
         """How often the source has had to wait for a checkpoint."""
         self._newest = -1
+        self._follows_evaluation = False
         self._is_waiting = False
 
     def due(self, batch_id: int, *, is_evaluated: bool) -> bool:
         """Whether a batch carries the order; asked once per batch, in their order."""
-        due = self.is_asked or (self.every is not None and (batch_id + 1) % self.every == 0)
-        self.is_asked = is_evaluated and self.after_evaluation
         if self.most_uncovered is not None and self._newest <= self.committed:
-            due = due or batch_id - self.committed >= EARLY * self.most_uncovered
+            self.is_asked = self.is_asked or batch_id - self.committed >= EARLY * self.most_uncovered
+        is_new = batch_id >= self.first_new
+        due = self._follows_evaluation or (self.every is not None and (batch_id + 1) % self.every == 0)
+        due = due or (self.is_asked and is_new)
+        self.is_asked = self.is_asked and not is_new
+        self._follows_evaluation = is_evaluated and self.after_evaluation
         if due:
             self._newest = batch_id
         return due
@@ -43,7 +51,7 @@ class SnapshotOrders:
     def must_wait(self, batch_id: int) -> bool:
         """Whether a batch may not leave before the next checkpoint; one that is asked for the order may."""
         is_full = self.most_uncovered is not None and batch_id - self.committed > self.most_uncovered
-        must = is_full and not self.is_asked
+        must = is_full and not (self.is_asked or self._follows_evaluation)
         self.waits += must and not self._is_waiting
         self._is_waiting = must
         return must

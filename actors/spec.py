@@ -130,6 +130,7 @@ class SourceSpec:
     `most_uncovered`: batches that may leave before a checkpoint covers them; None: no limit.
     `restore`: the source's part of the checkpoint to go on from. `goes_on`: as in BlockSpec.
     `last_batch`: what an earlier life has sent as the last one, because the run was stopped.
+    `first_new`: the first batch that surely no earlier life has sent to a block that lives.
     `life`, `num_restarts`, `kills`: as in BlockSpec.
     `traced`: the batches whose spans are kept for the timeline, the same in every actor.
     """
@@ -151,6 +152,7 @@ class SourceSpec:
     restore: Mapping[str, Any] | None = None
     goes_on: bool = False
     last_batch: int | None = None
+    first_new: int = 0
     life: Life = field(default_factory=Life)
     num_restarts: int = 0
     kills: tuple[Kill, ...] = ()

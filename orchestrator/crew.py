@@ -69,10 +69,12 @@ class Crew:
         """The blocks of a block's process."""
         return next(indices for indices in self._shared if index in indices)
 
-    def replace(self, lost: Collection[str], checkpoint: Checkpoint | None, last_batch: int | None = None) -> None:
-        """Begin to put other lives of lost actors in their places."""
+    def replace(
+        self, lost: Collection[str], checkpoint: Checkpoint | None, last_batch: int | None = None, first_new: int = 0
+    ) -> None:
+        """Begin to put other lives of lost actors in their places; the last two are of the source, as in `Birth`."""
         self.restarts.update(lost)
-        self.cluster.replace({name: self._assignment(name, checkpoint, last_batch) for name in lost})
+        self.cluster.replace({name: self._assignment(name, checkpoint, last_batch, first_new) for name in lost})
 
     def return_all(self, lost: Collection[str], checkpoint: Checkpoint | None) -> None:
         """Let every actor return to a checkpoint; the processes of those that are not lost stay."""
@@ -80,7 +82,9 @@ class Crew:
         well = [name for name in self.names if name not in lost]
         self.cluster.replace({name: self._assignment(name, checkpoint) for name in self.names}, well)
 
-    def _assignment(self, name: str, checkpoint: Checkpoint | None, last_batch: int | None = None) -> Assignment:
+    def _assignment(
+        self, name: str, checkpoint: Checkpoint | None, last_batch: int | None = None, first_new: int = 0
+    ) -> Assignment:
         run, config = self.directory.run_id, self.config
         checkpoint = checkpoint or self.start_from
         birth = Birth(
@@ -93,6 +97,7 @@ class Crew:
             checkpoint=checkpoint,
             goes_on=self.goes_on and checkpoint is self.start_from,
             last_batch=last_batch,
+            first_new=first_new,
         )
         self._births[name] += 1
         if name == SOURCE:

@@ -16,6 +16,7 @@ from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.failures import Failure, Failures
+from orchestrator.specs import is_unordered
 from orchestrator.wiring import SOURCE
 
 LEAST_DEADLINE_S = 60.0
@@ -166,7 +167,8 @@ class Recovery:
         if self.mode == "global":
             self._return_all(due)
             return
-        self.crew.replace(due, self.commits.newest, self._last_batch() if SOURCE in due else None)
+        last_batch, first_new = self._sent_before() if SOURCE in due else (None, 0)
+        self.crew.replace(due, self.commits.newest, last_batch, first_new)
 
     def joined(self, name: str) -> None:
         """Tell that an actor runs again."""
@@ -191,11 +193,21 @@ class Recovery:
             self._heard.pop(name, None)
             self._born.pop(name, None)
 
-    def _last_batch(self) -> int | None:
-        """What an earlier life of the source has sent as the last batch, as far as its consumers know."""
-        fresh = self.crew.cluster.reports()
-        found = [fresh.get(name, self._known.get(name, {})).get("last_batch") for name in self.crew.blocks]
-        return next((batch for batch in found if batch is not None), None)
+    def _sent_before(self) -> tuple[int | None, int]:
+        """What the source's life before has sent as the last batch, if it has, and the first it can't have sent.
+
+        Blocks that live may go on until they have used up what it sent: as much as waits on an edge, at most.
+        """
+        facts = {**self._known, **self.crew.cluster.reports()}
+        blocks = [facts[name] for name in self.crew.blocks if name in facts]
+        last = next((block["last_batch"] for block in blocks if block["last_batch"] is not None), None)
+        if self.losses.keys() >= set(self.crew.blocks) or is_unordered(self.crew.config):
+            return last, 0
+        versions = [block["version"] for block in blocks]
+        begun = sum(versions) if self.crew.plan.phase_batches is not None else max(versions, default=0)
+        begun = max(begun, *(1 + (self._mark(name) or 0) for name in self.crew.blocks))
+        most_waiting = max((edge["capacity"] for one in facts.values() for edge in one["sends"].values()), default=0)
+        return last, begun + most_waiting + 1
 
     def _where(self) -> str:
         return f"the checkpoint at batch {self.commits.position}" if self.commits.newest else "the beginning"

@@ -56,6 +56,7 @@ class Birth:
         checkpoint: what it goes on from; None: the run's beginning.
         goes_on: training had ended there, and goes on with further epochs.
         last_batch: what an earlier life of the source has sent as the last batch.
+        first_new: the first batch that surely no earlier life of the source has sent to a block that lives.
     """
 
     life: Life = field(default_factory=Life)
@@ -63,6 +64,7 @@ class Birth:
     checkpoint: Checkpoint | None = None
     goes_on: bool = False
     last_batch: int | None = None
+    first_new: int = 0
 
 
 def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth()) -> SourceSpec:
@@ -88,6 +90,7 @@ def source_spec(config: RunConfig, plan: Plan, run: str, birth: Birth = Birth())
         restore=birth.checkpoint and birth.checkpoint.source,
         goes_on=birth.goes_on,
         last_batch=birth.last_batch,
+        first_new=birth.first_new,
         life=birth.life,
         num_restarts=birth.num_restarts,
         kills=kills_of(config, SOURCE),

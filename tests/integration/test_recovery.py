@@ -9,7 +9,9 @@ import itertools
 
 import pytest
 
+from actors.data_actor import DataActor
 from actors.errors import RunError, UserError
+from actors.fail_points import ProcessKilled
 from actors.storage import LocalStorage
 from tests.runs import Replacing, block_weights, run
 
@@ -204,6 +206,34 @@ def test_a_disk_that_is_full_while_the_cap_is_reached_lets_the_run_go_on_once_th
     assert len(failing) == 9 and block_weights(got) == block_weights(
         undisturbed(tmp_path_factory.getbasetemp(), "local")
     )
+
+
+@pytest.mark.parametrize("also", ["nobody", "block0"])
+def test_a_snapshot_asked_of_a_source_that_repeats_comes_at_a_batch_that_no_block_has(tmp_path, monkeypatch, also):
+    """Blocks drop what they have already, with the orders that it carries this time."""
+    note, program, died = DataActor._note_position, DataActor.program, []
+
+    def dies_once(self, batch_id, orders):
+        if batch_id == 29 and not died:
+            died.append(batch_id)
+            raise ProcessKilled("source")
+        note(self, batch_id, orders)
+
+    def asked(self):
+        if self.life.repeats:
+            self.order("snapshot", {})
+        return program(self)
+
+    monkeypatch.setattr(DataActor, "_note_position", dies_once)
+    monkeypatch.setattr(DataActor, "program", asked)
+    kills = [kill("block0", 28)] if also == "block0" else []
+    keeping = {"checkpoint": {"every_batches": 30}, "recovery": {"mode": "local"}, "evaluation": {"every_epochs": 0}}
+    got = run(tmp_path / "run", **keeping, training={"epochs": 6}, faults={"kill": kills})
+    assert died and set(lost(got)) == {"source", also} - {"nobody"}
+    positions = [event["position"] for event in got.events if event["event"] == "checkpoint"]
+    assert [position for position in positions if position not in (29, 59, 65)], f"of {positions}"
+    alone = run(tmp_path / "alone", training={"epochs": 6}, evaluation={"every_epochs": 0})
+    assert block_weights(got) == block_weights(alone)
 
 
 # ---------------------------------------------------------------------- taking what comes
