@@ -138,8 +138,10 @@ def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_co
     finally:
         nodes.remove_node(fourth)
     assert [name for name, node in where.items() if node == fourth.node_id] == [on_third]
-    assert [event["actor"] for event in training.events("lost")] == [on_third], "not started on the lost node again"
-    assert [event["actor"] for event in training.events("moved")] == [on_third]
+    lost = [event["actor"] for event in training.events("lost")]  # Ray may have put the source there, too
+    assert on_third in lost and sorted(lost) in ([on_third], [on_third, "source"]), "not started on the lost node again"
+    moved = [event["actor"] for event in training.events("moved")]
+    assert on_third in moved and len(moved) == len(set(moved)) and {*moved} <= {on_third, "source"}
     summary = json.loads((training.folder / "summary.json").read_text())
     assert summary["weights_sha256"] == run(tmp_path / "alone", **lasting).weights_sha256
 
