@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 from actors.transport.same_process import SameProcess, SameProcessPort
 from orchestrator.cluster.probe import probe
+
+REST_S = 60.0
+"""For actors that are told to stop; they look once a second where they wait, and after a step."""
 
 
 class RayHost:
@@ -35,10 +39,14 @@ class RayHost:
         """Build actors in place of those before, once none of these computes; return their first reports.
 
         What is built changes torch's and Python's state of the whole process for a moment, which no block may see.
+
+        Raises:
+            RunError: one of those before does not end.
         """
         self.stop()
         with self._rest:
-            self._rest.wait_for(lambda: self._num_running == 0)
+            if not self._rest.wait_for(lambda: self._num_running == 0, REST_S):
+                raise RunError(f"an actor of process {os.getpid()} has not ended {REST_S:.0f} s after it was told to")
         hosts = self._hosts[: len(actors)]
         self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
         return [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
