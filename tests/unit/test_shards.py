@@ -172,12 +172,20 @@ def test_a_missing_shard_is_refused(tmp_path):
     refused(tmp_path, ShardFile("block1.safetensors", "0" * 64, 3), "can't be read", "No such file")
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "..", ""])
-def test_a_shard_outside_its_folder_is_refused(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "x").write_bytes(b"secret")
-    with pytest.raises(RunError, match=r"shard"):
-        read_shard(tmp_path / "folder", ShardFile(name, "0" * 64, 6))
+@pytest.mark.parametrize("name", ["../block0.safetensors", "a/../../block0.safetensors", "{outside}"])
+def test_a_shard_outside_its_folder_is_refused_although_its_hash_fits(tmp_path, name):
+    outside = shard(tmp_path)
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    name = name.format(outside=tmp_path / outside.name)
+    assert (tmp_path / "folder" / name).resolve() == tmp_path / outside.name
+    with pytest.raises(RunError, match="expected a name inside the checkpoints' folder; the manifest is refused"):
+        read_shard(tmp_path / "folder", replace(outside, name=name))
+
+
+@pytest.mark.parametrize("name", ["..", "../", "/"])
+def test_a_folder_outside_is_refused_as_a_shard(tmp_path, name):
+    with pytest.raises(RunError, match="expected a name inside the checkpoints' folder"):
+        read_shard(tmp_path, ShardFile(name, "0" * 64, 6))
 
 
 def test_a_file_that_is_no_snapshot_is_refused_although_its_hash_fits(tmp_path):
