@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from actors.errors import UserError
-from orchestrator.config import RunConfig, load_config, resolved, same_run
+from orchestrator.config import RunConfig, config_from_mapping, resolved, same_run
 from orchestrator.config.catalog import Catalog
 from orchestrator.job_directory import run_dir_here
 
@@ -96,10 +96,11 @@ class RunDirectory:
         Raises:
             UserError: it is damaged, or names a factory and belongs to another user.
         """
-        for section, values in self._read_config().items():
+        held = self._read_config()
+        for section, values in held.items():
             if isinstance(values, dict) and values.get("factory") is not None:
                 self._check_own(f"{section}.factory")
-        return load_config([self.config_yaml], [], catalog)
+        return config_from_mapping(held, catalog)
 
     def _check_own(self, key: str) -> None:
         for path in (self.path, self.config_yaml):
@@ -175,8 +176,9 @@ class RunDirectory:
             )
 
     def _read_config(self) -> dict[str, Any]:
+        """Return what stands in config.yaml, interpolations resolved: an unresolved one hides what it names."""
         try:
-            held = OmegaConf.to_container(OmegaConf.load(self.config_yaml))
+            held = OmegaConf.to_container(OmegaConf.load(self.config_yaml), resolve=True)
         except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
             held = None
         if not isinstance(held, dict):

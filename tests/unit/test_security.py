@@ -4,6 +4,7 @@ import os
 import stat
 
 import pytest
+from omegaconf import OmegaConf
 from safetensors.torch import save
 
 from actors.errors import RunError, UserError
@@ -16,6 +17,7 @@ from tests.runs import config_of
 FACTORIES = {
     "network": {"factory": "tests.counting_rule:never_called", "name": None},
     "rule": {"factory": "tests.counting_rule:Counting", "name": None},
+    "objective": {"factory": "tests.counting_rule:NeverImported", "name": None},
     "data": {"factory": "tests.counting_rule:numbered", "name": None},
 }  # fmt: skip
 
@@ -42,6 +44,23 @@ def test_a_factory_of_another_users_run_is_never_imported(tmp_path, catalog, mon
     arguments = [directory.path, tmp_path / "x.safetensors"] if command == "export" else [directory.path]
     with pytest.raises(UserError, match=rf"belongs to user \d+, and its {section}\.factory would be imported"):
         getattr(api, command)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "section"),
+    [("rule: ${data.options}", "rule"), ("rule: {factory: '${data.options.factory}'}", "rule"),
+     ("objective: ${data.options}", "objective")],
+)  # fmt: skip
+def test_a_factory_that_only_an_interpolation_gives_is_never_imported(tmp_path, catalog, monkeypatch, line, section):
+    directory = run_of(tmp_path / "run", catalog)
+    held = OmegaConf.to_container(OmegaConf.load(directory.config_yaml))
+    del held[section]
+    held["data"]["options"] = {"factory": "tests.counting_rule:Counting"}
+    directory.config_yaml.write_text(f"{OmegaConf.to_yaml(held)}{line}\n")
+    owned_by(monkeypatch, os.getuid() + 1)
+    monkeypatch.setattr("orchestrator.catalog.import_plugin", lambda *args: pytest.fail(f"{args} was imported"))
+    with pytest.raises(UserError, match=rf"belongs to user \d+, and its {section}\.factory would be imported"):
+        directory.config(catalog)
 
 
 def test_another_users_run_without_factories_can_be_read(tmp_path, catalog, monkeypatch):
