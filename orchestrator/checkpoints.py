@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.errors import RunError, UserError
@@ -13,9 +12,9 @@ from actors.messages import Flags
 from actors.shard import ShardFile, read_shard, shard_bytes
 from actors.snapshots import checkpoint_folder
 from actors.storage import Storage
+from orchestrator.manifest import Manifest, Source, decoded
 
 MANIFEST = "manifest.json"
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,11 @@ class Checkpoints:
         checkpoint = Checkpoint(self.storage, position, tuple(shards), source, self.cut)
         if damage := checkpoint.damage():
             raise RunError(damage[0])
-        manifest = {
-            "format": FORMAT,
-            "run": self.run,
-            "position": position,
-            "cut": self.cut,
-            "shards": [asdict(shard) for shard in shards],
-            "source": dict(source),
-        }
-        data = json.dumps(manifest, indent=1).encode()
-        self.storage.write(f"{checkpoint.folder}/{MANIFEST}", data, self.points.at(position))
+        manifest = Manifest(
+            run=self.run, position=position, cut=self.cut, shards=checkpoint.shards, source=Source(**source)
+        )
+        name = f"{checkpoint.folder}/{MANIFEST}"
+        self.storage.write(name, manifest.encoded(), self.points.at(position))
         self.points.reach("written", position)
         return checkpoint
 
@@ -163,16 +157,15 @@ class Checkpoints:
     def _read(self, name: str) -> Checkpoint:
         where = f"manifest {self.storage.address}/{name}"
         try:
-            manifest: Mapping[str, Any] = json.loads(self.storage.read(name))
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
-            if self.run is not None and manifest["run"] != self.run:
-                raise ValueError(f"it is of run {manifest['run']}, expected {self.run}")
-            shards = tuple(ShardFile(**shard) for shard in manifest["shards"])
-            cut = tuple(tuple(layers) for layers in manifest.get("cut", ()))
-            return Checkpoint(self.storage, int(manifest["position"]), shards, manifest["source"], cut)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = decoded(self.storage.read(name))
+            if self.run is not None and manifest.run != self.run:
+                raise ValueError(f"it is of run {manifest.run}, expected {self.run}")
+            if name.split("/")[0] != checkpoint_folder(manifest.position):
+                raise ValueError(f"it is of the checkpoint at batch {manifest.position}")
+        except (OSError, ValueError) as error:
             raise RunError(f"{where}: can't be used ({error})") from None
+        source = manifest.source.model_dump()
+        return Checkpoint(self.storage, manifest.position, manifest.shards, source, manifest.cut)
 
 
 def newest_checkpoint(storage: Storage) -> Checkpoint:

@@ -275,16 +275,3 @@ def test_where_no_checkpoint_is_committed_one_is_asked_for(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match="holds no committed checkpoint"):
             newest_checkpoint(open_storage(str(folder)))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "{}", '{"format": 2, "position": 3}', '{"format": 9, "position": 3, "shards": []}',
-     '{"format": 2, "position": "x", "shards": []}', '{"format": 2, "position": 1, "shards": [{"name": "x"}]}',
-     "null", "\x00"],
-)  # fmt: skip
-def test_a_damaged_manifest_is_refused_by_name(tmp_path, text):
-    committed(tmp_path, 3, 3)
-    (tmp_path / "batch-000000003" / MANIFEST).write_text(text)
-    with pytest.raises(RunError, match=rf"batch-000000003.{MANIFEST}: can't be used"):
-        newest_checkpoint(open_storage(str(tmp_path)))
