@@ -76,7 +76,7 @@ def _recut(config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease)
     checkpoints = Checkpoints(storage, directory.run_id, cut=plan.blocks)
     if not any(checkpoint.is_cut_otherwise(plan.blocks) for checkpoint in checkpoints.all()[0]):
         return  # verifying one reads all of it
-    found, _ = checkpoints.resume_point(is_finished=directory.is_finished)
+    found = checkpoints.resume_point(is_finished=directory.is_finished).checkpoint
     if found is not None and found.is_cut_otherwise(plan.blocks):
         recut(config, plan, checkpoints, found, lease.epoch)
 
@@ -112,10 +112,15 @@ def resume(run: str | Path, *, progress: bool = True, cluster: Cluster | None = 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` has found: one line per checkpoint or damage, and the position that a resumed run goes on from."""
+    """What `verify` has found.
+
+    `lines`: one per checkpoint or damage. `usable`: the position that a resumed run goes on from, None: none.
+    `outcome`: what resuming would do.
+    """
 
     lines: list[str]
     usable: int | None
+    outcome: str
 
 
 def verify(run: str | Path) -> Verified:
@@ -133,9 +138,16 @@ def verify(run: str | Path) -> Verified:
         state = "damaged" if damage else "good"
         lines.append(f"checkpoint at batch {checkpoint.position}: {state}, {len(checkpoint.shards)} shards")
         lines += damage
-    newest = checkpoints.newest(goes_on=not directory.is_finished)
-    newest = newest or checkpoints.newest()
-    return Verified(lines, None if newest is None else newest.position)
+    lines += [checkpoints.no_manifest(folder) for folder in checkpoints.uncommitted()]
+    try:
+        found = checkpoints.resume_point(is_finished=directory.is_finished).checkpoint
+    except UserError as refusal:
+        return Verified(lines, None, str(refusal))
+    if found is None:
+        where = checkpoints.storage.address
+        return Verified(lines, None, f"{where}: no checkpoint to go on from; a resumed run begins at its first batch")
+    resumed = "the run is finished, and with more epochs it" if directory.is_finished else "a resumed run"
+    return Verified(lines, found.position, f"{resumed} goes on from the checkpoint at batch {found.position}")
 
 
 def open_cluster(config: RunConfig) -> Cluster:

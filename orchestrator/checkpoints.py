@@ -62,6 +62,18 @@ class Checkpoint:
         return found
 
 
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    `checkpoint`: None: at the beginning. `goes_on`: training had ended there. `notes`: what is not used, and why.
+    """
+
+    checkpoint: Checkpoint | None
+    goes_on: bool
+    notes: list[str]
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -107,38 +119,50 @@ class Checkpoints:
                 damaged.append(str(error))
         return sorted(found, key=lambda checkpoint: checkpoint.position), damaged
 
-    def newest(self, *, goes_on: bool = False) -> Checkpoint | None:
-        """Return the newest checkpoint of which every shard verifies, None if there is none.
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint of which every shard verifies, None if there is none."""
+        return next((checkpoint for checkpoint in reversed(self.all()[0]) if not checkpoint.damage()), None)
+
+    def uncommitted(self) -> list[str]:
+        """Return the folders of checkpoints that have no manifest, sorted."""
+        committed = {name.split("/")[0] for name in self.storage.names(MANIFEST)}
+        return [folder for folder in self.storage.folders() if _is_ours(folder) and folder not in committed]
+
+    def no_manifest(self, folder: str) -> str:
+        """Return the sentence that says why a folder is not used."""
+        return f"{self.storage.address}/{folder}: has no manifest, so it was never committed or has lost it; not used"
+
+    def resume_point(self, *, is_finished: bool) -> ResumePoint:
+        """Return where to go on: at the newest checkpoint that verifies and is not one at which training had ended.
 
         Args:
-            goes_on: pass over one at which training had ended: a run goes on from before its feedback was drained.
-        """
-        for checkpoint in reversed(self.all()[0]):
-            if not (goes_on and checkpoint.is_last) and not checkpoint.damage():
-                return checkpoint
-        return None
-
-    def resume_point(self, *, is_finished: bool) -> tuple[Checkpoint | None, bool]:
-        """Return the checkpoint to go on from, None for the beginning, and whether training had ended there.
-
-        Args:
-            is_finished: a job has trained the run to its end, and more epochs follow.
+            is_finished: a job has trained the run to its end, and more epochs follow: they go on from there.
 
         Raises:
-            UserError: checkpoints have been committed, and none verifies.
+            UserError: checkpoints are damaged or missing, and none is left to go on from.
         """
-        ended = self.newest()
-        if is_finished and ended is not None and ended.is_last:
-            return ended, True
-        found = self.newest(goes_on=True)
-        if found is None and ended is None:
-            committed, damaged = self.all()
-            damaged += [problem for checkpoint in committed for problem in checkpoint.damage()]
-            if damaged:
-                raise UserError(
-                    f"{self.storage.address}: no checkpoint verifies ({damaged[0]}); start anew with --fresh"
-                )
-        return found, False
+        committed, notes = self.all()
+        uncommitted = self.uncommitted()
+        is_damaged, ended = bool(notes), None
+        notes += [self.no_manifest(folder) for folder in uncommitted]
+        for checkpoint in reversed(committed):
+            if damage := checkpoint.damage():
+                is_damaged = True
+                notes += damage
+            elif is_finished or not checkpoint.is_last:
+                return ResumePoint(checkpoint, checkpoint.is_last, notes)
+            else:
+                ended = ended or checkpoint
+        if ended is not None and any(folder < ended.folder for folder in uncommitted):
+            is_damaged = True  # a commit deletes what was never committed before it, so this one has lost its manifest
+        why = "no checkpoint verifies"
+        if ended is not None:
+            why = f"only the checkpoint at batch {ended.position} verifies, at which training had ended"
+        if is_damaged:
+            raise UserError(f"{self.storage.address}: {why} ({notes[0]}); start anew with --fresh")
+        if ended is not None or uncommitted:
+            notes.append(f"{self.storage.address}: {why}; the run begins again at its first batch")
+        return ResumePoint(None, False, notes)
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints, and older files that were never committed.
@@ -151,7 +175,7 @@ class Checkpoints:
             return
         oldest = kept[0].folder
         for folder in self.storage.folders():
-            if folder.startswith("batch-") and folder < oldest:
+            if _is_ours(folder) and folder < oldest:
                 self.storage.delete(folder)
 
     def _read(self, name: str) -> Checkpoint:
@@ -166,6 +190,10 @@ class Checkpoints:
             raise RunError(f"{where}: can't be used ({error})") from None
         source = manifest.source.model_dump()
         return Checkpoint(self.storage, manifest.position, manifest.shards, source, manifest.cut)
+
+
+def _is_ours(folder: str) -> bool:
+    return folder.startswith("batch-")
 
 
 def newest_checkpoint(storage: Storage) -> Checkpoint:

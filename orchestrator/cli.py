@@ -59,15 +59,15 @@ def resume(run: Annotated[str, typer.Argument(help="run directory")]) -> None:
 
 @app.command()
 def verify(run: Annotated[str, typer.Argument(help="run directory")]) -> None:
-    """Check every shard of every checkpoint, and say which one a resumed run would go on from."""
+    """Check every shard of every checkpoint, and say what a resumed run would do."""
     from orchestrator.api import verify as verify_run
 
     found = verify_run(run)
     for text in found.lines:
         typer.echo(text)
     if found.usable is None:
-        raise UserError(f"{run}: no checkpoint verifies; start anew with `unlocked train ... --fresh`")
-    typer.echo(f"a resumed run goes on from the checkpoint at batch {found.usable}")
+        raise UserError(found.outcome)
+    typer.echo(found.outcome)
 
 
 @app.command()

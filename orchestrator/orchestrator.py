@@ -81,7 +81,8 @@ class Orchestrator:
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
         checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
-        self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
+        found = checkpoints.resume_point(is_finished=directory.is_finished)
+        self.start_from, self.goes_on, self.notes = found.checkpoint, found.goes_on, found.notes
         self.commits = Commits(
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
         )
@@ -128,6 +129,8 @@ class Orchestrator:
         if self.start_from is not None:
             self.metrics.event(event="resumed", position=self.start_from.position)
             self.progress.say(f"going on from the checkpoint at batch {self.start_from.position}")
+        for note in self.notes:
+            self._tell_once(note, "checkpoint not used")
         self.config, warning = fitted(self.config, self.plan, self.cluster.store_bytes())
         self.crew.config = self.config
         if warning is not None:

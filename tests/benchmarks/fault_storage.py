@@ -59,7 +59,8 @@ def damage(number: int) -> Facts:
         found = verify(folder)
         summary = train(kills.config(folder, "backprop", IN_PROCESS), progress=False)
     facts = facts_of(summary, None, undisturbed("backprop"), 0)
-    is_named = how == "no manifest" or any(shard.name in line for line in found.lines)
+    named = newest.name if how == "no manifest" else shard.name
+    is_named = any(named in line for line in found.lines)
     if not is_named or found.usable != 329:
         facts |= {"held": False, "why": f"verify says {found.lines}, goes on from {found.usable}"}
     return {"how": how} | facts

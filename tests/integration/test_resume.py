@@ -6,6 +6,7 @@ import pytest
 
 from actors.errors import UserError
 from actors.fail_points import ProcessKilled
+from actors.source_program import SourceProgram
 from actors.storage import open_storage
 from orchestrator import api
 from orchestrator.checkpoints import Checkpoints
@@ -68,19 +69,21 @@ def test_in_the_history_that_led_to_the_weights_every_sample_counts_once_per_epo
         assert counts.tolist() == [4] * SAMPLES
 
 
-def test_a_stopped_run_goes_on_from_before_its_feedback_was_drained(tmp_path, pipelined, monkeypatch):
-    stops = []
-    from actors.source_program import SourceProgram
+def stop_at(batch, monkeypatch):
+    """Let the source be asked to stop at a batch, once."""
+    stops, orders = [], SourceProgram._orders
 
-    orders = SourceProgram._orders
-
-    def stop_at_batch_9(self, batch_id, is_last):
-        if batch_id == 9 and not stops:
+    def stopping(self, batch_id, is_last):
+        if batch_id == batch and not stops:
             stops.append(batch_id)
             self.stop_asked = lambda: True
         return orders(self, batch_id, is_last)
 
-    monkeypatch.setattr(SourceProgram, "_orders", stop_at_batch_9)
+    monkeypatch.setattr(SourceProgram, "_orders", stopping)
+
+
+def test_a_stopped_run_goes_on_from_before_its_feedback_was_drained(tmp_path, pipelined, monkeypatch):
+    stop_at(9, monkeypatch)
     stopped = run(tmp_path / "run", **PIPELINED, **EVERY)
     assert [block["version"] for block in stopped.blocks] == [11, 11, 11]
     got = run(tmp_path / "run", **PIPELINED, **EVERY)
@@ -135,9 +138,49 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(interrupted
     verify_exits(interrupted, 0)
     said = capsys.readouterr().out
     assert "goes on from the checkpoint at batch 7" in said
-    assert how == "no manifest" or (shard.name in said and "batch 11: damaged" in said)
+    named = f"{newest.name}: has no manifest" if how == "no manifest" else shard.name
+    assert named in said and (how == "no manifest" or "batch 11: damaged" in said)
     got = run(interrupted, **PIPELINED, **EVERY)
     assert outcome(got) == outcome(pipelined)
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [7]
+    assert [named in event["reason"] for event in got.events if event["event"] == "checkpoint not used"] == [True]
+
+
+@pytest.fixture
+def drained(tmp_path, monkeypatch):
+    """A run that was stopped: checkpoints at batches 3, 7, 9, and at the last one, 10, after its feedback."""
+    stop_at(9, monkeypatch)
+    run(tmp_path / "run", **PIPELINED, **EVERY)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("how", ["flipped", "no manifest"])
+def test_where_only_the_drained_checkpoint_is_left_verify_and_train_refuse_alike(drained, capsys, how):
+    *before, last = sorted((drained / "checkpoints").iterdir())
+    assert len(before) == 3
+    for folder in before:
+        (folder / "manifest.json").unlink() if how == "no manifest" else damage(next(folder.glob("block1.*")))
+    why = "only the checkpoint at batch 10 verifies, at which training had ended"
+    verify_exits(drained, 2)
+    assert why in capsys.readouterr().err
+    with pytest.raises(UserError, match=rf"{why} \(.*; start anew with --fresh"):
+        run(drained, **PIPELINED, **EVERY)
+    assert last.is_dir()
+
+
+def test_where_a_drained_checkpoint_is_damaged_verify_says_the_one_that_train_uses(drained, capsys):
+    damage(next((drained / "checkpoints" / "batch-000000010").glob("block1.*")))
+    verify_exits(drained, 0)
+    said = capsys.readouterr().out
+    assert "batch 10: damaged" in said and "a resumed run goes on from the checkpoint at batch 9" in said
+    got = run(drained, **PIPELINED, **EVERY)
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [9]
+
+
+def test_a_finished_run_is_told_apart_by_verify(tmp_path, capsys):
+    run(tmp_path / "run", training={"epochs": 1})
+    verify_exits(tmp_path / "run", 0)
+    assert "finished, and with more epochs it goes on from the checkpoint at batch 10" in capsys.readouterr().out
 
 
 def verify_exits(folder, code):

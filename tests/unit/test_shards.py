@@ -262,7 +262,26 @@ def test_where_a_run_was_stopped_the_checkpoint_to_go_on_from_stays_beside_the_l
         Checkpoints(storage, "run").commit(position, [file], {"orders": orders})
     Checkpoints(storage, "run").prune(1)
     assert [c.position for c in Checkpoints(storage, "run").all()[0]] == [5, 6]
-    assert Checkpoints(storage, "run").newest(goes_on=True).position == 5
+    point = Checkpoints(storage, "run").resume_point(is_finished=False)
+    assert point.checkpoint is not None and point.checkpoint.position == 5 and not point.notes
+
+
+def test_where_only_the_end_of_training_was_committed_a_run_begins_again_and_says_so(place):
+    file = write_shard(place, "batch-000000006/block0.7.safetensors", {"n": 6})
+    checkpoints = Checkpoints(open_storage(place), "run")
+    checkpoints.commit(6, [file], {"orders": 3})
+    point = checkpoints.resume_point(is_finished=False)
+    assert point.checkpoint is None and "only the checkpoint at batch 6 verifies" in point.notes[0]
+    assert "begins again at its first batch" in point.notes[0]
+    more = checkpoints.resume_point(is_finished=True)
+    assert more.checkpoint is not None and more.checkpoint.position == 6 and more.goes_on and not more.notes
+
+
+def test_where_nothing_was_ever_committed_a_run_begins_again_and_says_so(place):
+    write_shard(place, "batch-000000004/block0.7.safetensors", {"n": 4})
+    point = Checkpoints(open_storage(place), "run").resume_point(is_finished=False)
+    assert point.checkpoint is None and "batch-000000004: has no manifest" in point.notes[0]
+    assert "no checkpoint verifies; the run begins again" in point.notes[1]
 
 
 def test_a_manifest_of_another_run_is_not_used(tmp_path):
