@@ -15,7 +15,8 @@ from orchestrator.automatic_cuts import with_cuts
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster
-from orchestrator.config import RunConfig, config_from_mapping
+from orchestrator.config import RunConfig, config_from_mapping, plain_values
+from orchestrator.config.credentials import refuse_redacted
 from orchestrator.config.sharing import check_sharing
 from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
@@ -42,11 +43,12 @@ def train(
         cluster: where the actors run; default: what `placement` says. Closed at the end.
 
     Raises:
-        UserError: the config or the data can't be used.
+        UserError: the config or the data can't be used, or credentials are missing in the config.
         RunError: an actor failed.
     """
     if not isinstance(config, RunConfig):
         config = config_from_mapping(config, find_catalog())
+    refuse_redacted(plain_values(config))
     check_machine(config)
     config = with_cuts(config, fresh=fresh, show=Console(stderr=True, quiet=not progress, highlight=False).print)
     plan = make_plan(config)

@@ -25,7 +25,8 @@ from actors.plugins import plugin_class
 from actors.storage import open_storage
 from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoint, newest_checkpoint
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, plain_values
+from orchestrator.config.credentials import refuse_redacted
 from orchestrator.plan import make_plan
 from orchestrator.run_directory import RunDirectory
 from orchestrator.specs import block_spec, data_spec, network_spec
@@ -38,10 +39,11 @@ def evaluate(run: str | Path) -> dict[str, Any]:
         Per split: `accuracy` (fraction of 1), `loss` (mean cross-entropy of the network's output), `num_samples`.
 
     Raises:
-        UserError: `run` is no run directory.
+        UserError: `run` is no run directory, or its data need credentials.
         RunError: it holds no checkpoint that verifies.
     """
     config, checkpoint = _trained(run)
+    refuse_redacted(plain_values(config))
     threads = max(config.placement.threads, torch.get_num_threads())
     data = load_data(data_spec(config))
     blocks = _restored_blocks(config, checkpoint)

@@ -17,6 +17,7 @@ from yaml import YAMLError
 from actors.errors import UserError
 from orchestrator.config import RunConfig, config_from_mapping, resolved, same_run
 from orchestrator.config.catalog import Catalog
+from orchestrator.config.credentials import redacted
 from orchestrator.job_directory import run_dir_here
 
 _OWN = (
@@ -162,7 +163,7 @@ class RunDirectory:
         write_json(self.timeline_json, timeline, indent=None)
 
     def _check_same(self, config: RunConfig, recut_refusal: str) -> None:
-        differing = same_run(self._read_config(), resolved(config))
+        differing = same_run(redacted(self._read_config()), resolved(config))
         if differing and set(differing) <= _CUT:
             if recut_refusal:
                 raise UserError(

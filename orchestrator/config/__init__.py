@@ -6,6 +6,7 @@ from orchestrator.config.load import (
     expand_seeds,
     load_config,
     load_runs,
+    plain_values,
     resolved,
     same_run,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "expand_seeds",
     "load_config",
     "load_runs",
+    "plain_values",
     "resolved",
     "same_run",
 ]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from actors.errors import UserError
+from orchestrator.config.credentials import has_password
 from orchestrator.config.sections import RunConfig
 
 DEFAULT_EVERY_S = 60.0
@@ -54,7 +55,7 @@ def check_durability(config: RunConfig) -> None:
             "recovery.mode: got 'local' without periodic checkpoints, so every message would be kept for ever; set "
             "checkpoint.every_batches or checkpoint.every_s, or recovery.mode=global"
         )
-    if config.checkpoint.uri is not None and re.match(r"[^:/]+://[^/@]*:[^/@]*@", config.checkpoint.uri):
+    if config.checkpoint.uri is not None and has_password(config.checkpoint.uri):
         raise UserError(
             "checkpoint.uri: got an address with a password in it, expected none, since it is written to config.yaml; "
             "give credentials by the environment"

@@ -14,10 +14,10 @@ from yaml import YAMLError
 
 from actors.errors import UserError
 from orchestrator.config.catalog import Catalog
+from orchestrator.config.credentials import redacted
 from orchestrator.config.refusals import check, refuse_unknown, sentence
 from orchestrator.config.sections import RunConfig
 
-_CREDENTIAL = re.compile(r"(^|_)(token|secret|password|key|credentials?)(_|$)", re.IGNORECASE)
 _NOT_OF_THE_RUN = (
     "run_dir", "placement", "checkpoint", "recovery", "evaluation", "faults", "on_nonfinite", "staleness", "buffers",
 )  # fmt: skip
@@ -75,7 +75,7 @@ def changed(config: RunConfig, values: Mapping[str, Any], catalog: Catalog) -> R
     Raises:
         UserError: as `config_from_mapping`.
     """
-    raw = resolved(config)
+    raw = plain_values(config)
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         place = raw
@@ -86,12 +86,17 @@ def changed(config: RunConfig, values: Mapping[str, Any], catalog: Catalog) -> R
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
-    """Return plain values that load back to an equal config; credentials are redacted."""
+    """Return plain values to be written down: they load back to an equal config, but credentials are redacted."""
+    return redacted(plain_values(config))
+
+
+def plain_values(config: RunConfig) -> dict[str, Any]:
+    """Return plain values that load back to an equal config, credentials as they are."""
     plain = config.model_dump(mode="json", exclude_none=True)
     for section in plain.values():
         if isinstance(section, dict) and isinstance(section.get("options"), dict):
             section |= section.pop("options")
-    return _redacted(plain)
+    return plain
 
 
 def same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -165,15 +170,6 @@ def _with_block_numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(joined.get(number), Mapping)
         joined[number] = {**joined[number], **value} if both else value
     return {**raw, "optimizer": {**optimizer, "blocks": joined}}
-
-
-def _redacted(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {
-            k: "<redacted>" if isinstance(v, str) and _CREDENTIAL.search(str(k)) else _redacted(v)
-            for k, v in tree.items()
-        }
-    return [_redacted(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -99,14 +99,3 @@ def test_a_run_directory_that_its_owner_has_opened_to_others_stays_open(tmp_path
     assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
     directory.path.chmod(0o750)
     assert stat.S_IMODE(RunDirectory.create(config_of(tmp_path / "run")).path.stat().st_mode) == 0o750
-
-
-@pytest.mark.parametrize("address", ["s3://key:secret@bucket/runs", "ftp://me:word@host/x"])
-def test_an_address_with_a_password_is_refused_since_it_would_be_written_down(tmp_path, address):
-    with pytest.raises(UserError, match=r"checkpoint\.uri: got an address with a password in it") as caught:
-        config_of(tmp_path / "run", checkpoint={"uri": address})
-    assert "secret" not in str(caught.value) and "word@" not in str(caught.value)
-
-
-def test_an_address_without_a_password_is_taken(tmp_path):
-    assert config_of(tmp_path / "run", checkpoint={"uri": "s3://bucket/a:b@c"}).checkpoint.uri
