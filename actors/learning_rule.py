@@ -155,6 +155,11 @@ class LearningRule(nn.Module):
         """Return why other cuts would train other weights, as what follows the rule's name; empty if they don't."""
         return "has losses or parameters of its own at every block"
 
+    @classmethod
+    def streams(cls, config: RuleConfig, num_classes: int) -> tuple[int, int]:
+        """Return how many times each sample travels from block to block, in training and in an evaluation."""
+        return 1, 1
+
     def prepare(self, body: nn.Module) -> nn.Module:
         """Return the body to train; a rule may swap layers here."""
         return body

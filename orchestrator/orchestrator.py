@@ -36,8 +36,9 @@ from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
 from orchestrator.progress import TrainingProgress
 from orchestrator.recovery import Recovery
+from orchestrator.retention import retention_warning
 from orchestrator.run_directory import RunDirectory
-from orchestrator.specs import is_unordered, kills_of
+from orchestrator.specs import is_retaining, is_unordered, kills_of
 from orchestrator.status import status_of
 from orchestrator.store_room import fitted
 from orchestrator.summary import (
@@ -135,6 +136,8 @@ class Orchestrator:
         self.crew.config = self.config
         if warning is not None:
             self._tell_once(warning, "object store")
+        if is_retaining(self.config) and (warning := retention_warning(self.config, self.plan)):
+            self._tell_once(warning, "small retention")
         self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 

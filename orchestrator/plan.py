@@ -46,6 +46,8 @@ class Plan:
     """Samples of one evaluation."""
     phase_batches: int | None = None
     """Under `sequential`: batches that each block trains on."""
+    streams: tuple[int, int] = (1, 1)
+    """How many times each sample travels from block to block, in training and in an evaluation."""
 
     @property
     def num_batches(self) -> int:
@@ -89,6 +91,7 @@ def make_plan(config: RunConfig) -> Plan:
         input_delay=config.schedule.input_delay or 1,
     )
     edge_codecs(config.wire, wiring)  # refuses edges that the run does not have
+    rule = _rule(config)
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),
         shapes=shapes,
@@ -105,6 +108,7 @@ def make_plan(config: RunConfig) -> Plan:
         ),
         num_epochs=epochs * len(blocks) if is_sequential else epochs,
         phase_batches=epochs * batches.batches_per_epoch if is_sequential else None,
+        streams=rule.streams(rule.Config(**config.rule.options), data.num_classes),
     )
 
 
@@ -119,9 +123,13 @@ def layer_names(config: RunConfig) -> list[str]:
     return [layer.name for layer in layers]
 
 
+def _rule(config: RunConfig) -> type[LearningRule]:
+    return cast(type[LearningRule], plugin_class("rule", name=config.rule.name, factory=config.rule.factory))
+
+
 def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
     """What rule and objective declare together, block by block."""
-    rule = cast(type[LearningRule], plugin_class("rule", name=config.rule.name, factory=config.rule.factory))
+    rule = _rule(config)
     objective = cast(
         type[Objective], plugin_class("objective", name=config.objective.name, factory=config.objective.factory)
     )

@@ -11,7 +11,6 @@ from actors.datasets.dataset import DataSpec
 from actors.edge_ends import Life
 from actors.edges import EdgeSettings
 from actors.fail_points import Kill
-from actors.needs import Feedback
 from actors.networks.network import NetworkSpec
 from actors.optimizers import OptimizerSpec, RateSchedule
 from actors.seeds import seed_of
@@ -23,6 +22,7 @@ from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.config.legality import FIFO, outbox_capacity, replay_settings
 from orchestrator.config.placing import place_of
+from orchestrator.retention import most_uncovered
 from orchestrator.wiring import SOURCE, Wiring, block_name
 
 if TYPE_CHECKING:
@@ -153,29 +153,6 @@ def is_unordered(config: RunConfig) -> bool:
 def is_retaining(config: RunConfig) -> bool:
     """Return whether messages stay with their producer until a checkpoint covers them."""
     return durability(config).mode == "local" and not is_unordered(config)
-
-
-_LABEL_BYTES = 16
-"""A sample's labels, on their way up and to others."""
-
-
-def most_uncovered(config: RunConfig, plan: Plan) -> int:
-    """Return how many batches may leave before a checkpoint covers them, so that no actor keeps more than its share.
-
-    A block keeps what it has sent up and down, and the batches of an evaluation until the checkpoint after it. An
-    evaluation that takes more than half of the share comes on top.
-    """
-    sizes = [math.prod(shape) for shape in plan.shapes]
-    has_feedback = [need.feedback is not Feedback.NONE for need in plan.needs]
-    kept = [sizes[0] * (1 + len(plan.wiring.source.raw))]
-    for index in range(len(sizes)):
-        up = sizes[index + 1] if index + 1 < len(sizes) else 0
-        down = sizes[index] if index > 0 and has_feedback[index - 1] else 0
-        kept.append(up + down)
-    sample_bytes, share = 4 * max(kept) + _LABEL_BYTES, config.recovery.retention_bytes
-    evaluation_bytes = plan.num_evaluated * sample_bytes
-    room = share - evaluation_bytes if 2 * evaluation_bytes <= share else share
-    return max(2, room // (config.data.batch_size * sample_bytes))
 
 
 def kills_of(config: RunConfig, actor: str) -> tuple[Kill, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from orchestrator.config import RunConfig
+from orchestrator.message_sizes import sample_bytes
 from orchestrator.plan import Plan
 from orchestrator.specs import is_unordered
-from orchestrator.wiring import SOURCE, Edge
 
 SHARE = 0.7
 """Of the store that messages may take; Ray spills from 0.8 on."""
@@ -18,8 +17,9 @@ INLINE_BYTES = 100 * 1024
 
 def message_bytes(config: RunConfig, plan: Plan) -> dict[str, int]:
     """Return the size of a message of every edge, in bytes: activations and their gradients in 32 bits."""
-    samples = max(config.data.batch_size, config.evaluation.batch_size or 0)
-    return {edge.name: 4 * samples * math.prod(plan.shapes[_upper(edge)]) for edge in plan.wiring.edges}
+    batch, evaluation = config.data.batch_size, config.evaluation.batch_size or config.data.batch_size
+    sizes = sample_bytes(plan).items()
+    return {edge: max(batch * size.training, evaluation * size.evaluation) for edge, size in sizes}
 
 
 def fitted(config: RunConfig, plan: Plan, store_bytes: int | None) -> tuple[RunConfig, str | None]:
@@ -67,10 +67,3 @@ def _held_bytes(plan: Plan, in_store: Mapping[str, int]) -> int:
     """Return the bytes of inputs that wait in open passes for feedback which comes late."""
     longest = ((edges.driver, max((late.delay for late in edges.late), default=0)) for edges in plan.wiring.blocks)
     return sum(delay * in_store.get(driver, 0) for driver, delay in longest)
-
-
-def _upper(edge: Edge) -> int:
-    """The block whose input has the shape of an edge's messages: the upper end, or the first for the raw input."""
-    if edge.producer == SOURCE:
-        return 0
-    return max(int(end.removeprefix("block")) for end in (edge.producer, edge.consumer) if end != SOURCE)

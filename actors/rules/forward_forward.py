@@ -59,6 +59,7 @@ class ForwardForward(LearningRule):
         assert isinstance(config, self.Config)
         self._settings = config
         self._num_classes = around.num_classes
+        self._num_evaluated = _num_evaluated(config, around.num_classes)
         self._seed = 0
         self._pixels = LabelPixels(
             around.num_classes,
@@ -73,6 +74,12 @@ class ForwardForward(LearningRule):
     def needs(cls, config: RuleConfig, place: Place) -> Needs:
         """Labels, for the first block's streams and the last block's objective."""
         return Needs(fields=frozenset({"labels"}), objective=place.is_last)
+
+    @classmethod
+    def streams(cls, config: RuleConfig, num_classes: int) -> tuple[int, int]:
+        """Positive, negative and neutral; an evaluation: neutral, and every label if labels are voted for."""
+        assert isinstance(config, cls.Config)
+        return STREAMS, _num_evaluated(config, num_classes)
 
     def prepare(self, body: nn.Module) -> nn.Module:
         """Take the run's seed from the body; its layers stay as they are."""
@@ -137,10 +144,10 @@ class ForwardForward(LearningRule):
         labels = torch.zeros(len(received), dtype=torch.int64, device=received.device)
         return [self._pixels.with_labels(received, labels + c) for c in range(self._num_evaluated - 1)]
 
-    @property
-    def _num_evaluated(self) -> int:
-        """How many times each sample of an evaluation is run."""
-        return 1 + self._num_classes if self._settings.label_votes else 1
+
+def _num_evaluated(config: ForwardForward.Config, num_classes: int) -> int:
+    """How many times each sample of an evaluation is run."""
+    return 1 + num_classes if config.label_votes else 1
 
 
 def _check_room(around: Around) -> None:

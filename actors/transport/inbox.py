@@ -97,7 +97,7 @@ class Inbox:
         self._next_port: Port | None = None
         self._line_changed = threading.Condition()
         self._session: Session = (incarnation, 0)
-        self._acknowledged = -1
+        self._acknowledged = self._told_durable = -1
         self._outstanding = 0
         self._arrived: dict[int, Packet] = {}
         self._gap_since: float | None = None
@@ -132,6 +132,7 @@ class Inbox:
             EdgeError: the edge is closed and nothing is left, unless it `may_end`; or the producer refused.
         """
         self._ask()
+        self._say_durable()
         if self.received + 1 not in self._arrived:
             self._acknowledge(self.limit)
             self._collect(wait_s)
@@ -222,9 +223,14 @@ class Inbox:
         if self.port is not None and self.received - self._acknowledged >= at_least:
             self.port.request(self._take(0))
 
+    def _say_durable(self) -> None:
+        """Let the producer forget at once what a checkpoint covers: it keeps no more than its share meanwhile."""
+        if self.retains and self.port is not None and self.durable > self._told_durable:
+            self.port.request(self._take(0))
+
     def _take(self, limit: int) -> Take:
         self._acknowledged = self.received
-        durable = self.durable if self.retains else self.received
+        durable = self._told_durable = self.durable if self.retains else self.received
         return Take(
             self.edge, self._session, self.received, durable, self.oldest_trainable, limit, MAX_WAIT_S if limit else 0.0
         )

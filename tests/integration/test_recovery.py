@@ -13,6 +13,7 @@ from actors.data_actor import DataActor
 from actors.errors import RunError, UserError
 from actors.fail_points import ProcessKilled
 from actors.storage import LocalStorage
+from actors.transport.outbox import Outbox
 from tests.runs import Replacing, block_weights, run
 
 MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
@@ -159,14 +160,38 @@ def test_snapshots_change_no_weight(tmp_path_factory, tmp_path, method, every):
     assert len(positions) >= 22 // every
 
 
-def test_what_is_kept_for_others_stays_below_the_cap_and_the_source_waits_for_checkpoints(tmp_path_factory, tmp_path):
-    """A batch of this network is at most 2 x 16 x 8 x 64 floats; the cap allows three of them."""
-    caps = {"mode": "local", "retention_bytes": 3 * 4 * 2 * 16 * 8 * 64}
-    got = run(tmp_path / "run", checkpoint={"every_batches": 1000}, recovery=caps)
-    assert block_weights(got) == block_weights(undisturbed(tmp_path_factory.getbasetemp(), "local"))
+@pytest.mark.parametrize("method", ["local", "pipelined", "overlapping", "direct"])
+def test_what_is_kept_for_others_stays_below_the_cap_and_the_source_waits_for_checkpoints(
+    tmp_path_factory, tmp_path, monkeypatch, method
+):
+    """The cap holds an evaluation of 32 samples and few of the 22 batches."""
+    put, boxes, kept = Outbox.put, {}, []
+
+    def weighed(self, message, wait_s=0.0):
+        done = put(self, message, wait_s)
+        boxes[self.edge] = self
+        actor = self.edge.split("->")[0]
+        kept.append(sum(box.kept_bytes for edge, box in boxes.items() if edge.startswith(f"{actor}->")))
+        return done
+
+    monkeypatch.setattr(Outbox, "put", weighed)
+    cap = 60_000 if method == "direct" else 200_000
+    few = {**METHODS[method], "data": {"test_size": 32}}
+    keeping = {"checkpoint": {"every_batches": 1000}, "recovery": {"mode": "local", "retention_bytes": cap}}
+    got = run(tmp_path / "run", **few, **keeping)
+    assert cap / 3 < max(kept) <= cap
+    assert block_weights(got) == block_weights(undisturbed(tmp_path_factory.getbasetemp(), method))
     positions = [event["position"] for event in got.events if event["event"] == "checkpoint"]
     assert max(b - a for a, b in itertools.pairwise([-1, *positions])) <= 8 and len(positions) > 2
-    assert len([event for event in got.events if event["event"] == "retention"]) <= 1
+    told = [event["reason"] for event in got.events if "retention" in event["event"]]
+    assert len(told) == 1 and told[0].startswith("the source waits for checkpoints")
+
+
+def test_a_cap_that_holds_no_evaluation_is_named_once_at_the_start(tmp_path):
+    keeping = {"checkpoint": {"every_batches": 4}, "recovery": {"mode": "local", "retention_bytes": 200_000}}
+    got = run(tmp_path / "run", **keeping)
+    told = [event["reason"] for event in got.events if event["event"] == "small retention"]
+    assert len(told) == 1 and "recovery.retention_bytes: 0.2 MB hold less than" in told[0]
 
 
 def test_a_full_disk_stops_no_training_and_the_next_success_clears_it(tmp_path_factory, tmp_path, monkeypatch):

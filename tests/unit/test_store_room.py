@@ -2,9 +2,11 @@
 
 import pytest
 
+from orchestrator.message_sizes import sample_bytes
 from orchestrator.plan import make_plan
+from orchestrator.retention import most_uncovered
 from orchestrator.store_room import SHARE, fitted, message_bytes
-from tests.runs import Replacing, config_of
+from tests.runs import Replacing, config_of, run
 
 WIDE = {
     "data": {"batch_size": 64}, "network": Replacing(name="mlp", widths=[1024, 2048], blocks=3),
@@ -22,6 +24,30 @@ def test_a_message_is_as_large_as_the_input_of_the_block_above(tmp_path):
     assert sizes["source->block0"] == 4 * 64 * 2 * 8 * 8
     assert sizes["block0->block1"] == 4 * 64 * 1024
     assert {size for edge, size in sizes.items() if "block2" in edge} == {4 * 64 * 2048}
+
+
+@pytest.mark.parametrize(("votes", "evaluated"), [(True, 5), (False, 1)])
+def test_every_stream_of_a_rule_counts_as_what_really_travels(tmp_path, votes, evaluated):
+    sections = {"rule": {"name": "forward_forward", "label_votes": votes}, "data": {"batch_size": 16, "test_size": 16}}
+    config, plan = plan_of(tmp_path, **sections)
+    assert plan.streams == (3, evaluated)
+    sizes, samples = message_bytes(config, plan), sample_bytes(plan)["block0->block1"]
+    assert sizes["source->block0"] == 4 * 16 * 2 * 8 * 8
+    assert sizes["block0->block1"] == 4 * 16 * 1024 * max(3, evaluated)
+    got = run(tmp_path / "run", **{**WIDE, **sections}, evaluation={"every_epochs": 0}, training={"epochs": 1})
+    edge = next(edge for edge in got.edges if edge["name"] == "block0->block1")
+    tensors = 16 * (11 * samples.training + samples.evaluation)
+    assert tensors < edge["bytes"] < 1.02 * tensors
+    room = 512 * 1024**2 - 16 * (evaluated * 4 * 2048 + 16 + 16)  # labels and votes
+    assert most_uncovered(config, plan) == room // (16 * (3 * 4 * 2048 + 16))
+
+
+def test_what_a_producer_sends_on_all_its_edges_is_kept(tmp_path):
+    """With reach 3 the last block sends its own loss down, the middle one its own and the last one's."""
+    config, plan = plan_of(tmp_path, rule={"name": "backprop", "reach": 3, "losses": "every"},
+                           network=Replacing(name="mlp", widths=[64, 64], blocks=3), data={"test_size": 4})  # fmt: skip
+    kept = 4 * (64 + 2 * 64) + 16  # up to the last block, two gradients down
+    assert most_uncovered(config, plan) == (512 * 1024**2 - 4 * (4 * 128 + 16 + 16)) // (16 * kept)
 
 
 @pytest.mark.parametrize("store_bytes", [None, 10**9])
