@@ -218,7 +218,10 @@ class Block:
         fields = self.on_device(message.tensors)
         entered = self.rule.enter(fields.pop("h"), Batch(message.batch_id, message.version, fields))
         with torch.no_grad(), self.precision.autocast():
-            return self.rule.leave(self.body(entered)).float()
+            up = self.rule.leave(self.body(entered)).float()
+        self.finiteness.batch_id = message.batch_id
+        self.finiteness.check("the activation", [up])
+        return up
 
     def finish_use(self) -> None:
         """Count a finished use of a batch."""

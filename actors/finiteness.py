@@ -1,4 +1,8 @@
-"""Finds numbers that are not finite before they leave a block or enter its state."""
+"""Finds numbers that are not finite before they leave a block or enter its state.
+
+Activations and feedback are looked at before they are sent, losses and gradients before they are followed; what a batch
+has sent until then is finite.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +39,9 @@ class Finiteness:
         """
         if not self.is_skipping and not is_finite(tensors):
             raise UserError(
-                f"block{self.block}: {what} of batch {self.batch_id} is not finite; nothing was sent; lower the "
-                f"learning rate, set optimizer.clip, or leave such updates out with on_nonfinite=skip"
+                f"block{self.block}: {what} of batch {self.batch_id} is not finite; it was neither sent "
+                f"nor followed; lower the learning rate, set optimizer.clip, or leave such updates out with "
+                f"on_nonfinite=skip"
             )
 
     def may_step(self, parameters: Iterable[nn.Parameter]) -> bool:

@@ -380,7 +380,7 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     recovery: RecoverySection = RecoverySection()
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens where a loss, an activation or a gradient is no finite number; skip: without that block's update."""
+    """Where a number is not finite; skip: without the update of that block, or of those that get its numbers."""
     wire: Codecs | None = None
     """What activations and feedback between blocks travel as; default fp32, as they are. For both, or by the keys
     activation and feedback, or by edge, such as block0->block1."""
