@@ -1,10 +1,12 @@
-"""A rule that counts in its state how often each sample was trained on, and data in which every sample is a class."""
+"""A rule that counts in its state how often each sample was trained on in each epoch; each sample is a class."""
 
 import torch
 
 from actors.rules.local import Local
 
 SAMPLES = 48
+EPOCHS = 4
+BATCH_SIZE = 8
 
 
 class Counting(Local):
@@ -12,10 +14,11 @@ class Counting(Local):
 
     def __init__(self, config, place, around):
         super().__init__(config, place, around)
-        self.register_buffer("counts", torch.zeros(SAMPLES, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(EPOCHS, SAMPLES, dtype=torch.int64))
 
     def now(self, p, credit):
-        self.counts.index_add_(0, p.batch.labels, torch.ones_like(p.batch.labels))
+        epoch = p.batch.batch_id * BATCH_SIZE // SAMPLES
+        self.counts[epoch].index_add_(0, p.batch.labels, torch.ones_like(p.batch.labels))
         return super().now(p, credit)
 
 

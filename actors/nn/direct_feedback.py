@@ -54,6 +54,11 @@ class DirectFeedbackRule(LearningRule):
                 f"for each class of the data, whose error is sent to all blocks; end the network with as many units"
             )
 
+    @classmethod
+    def cut_matters(cls, config: RuleConfig) -> str:
+        """The cut decides where matrices stand in for exact gradients, or which block owns them."""
+        return "has feedback matrices of its own at every block, in place of gradients from the blocks above"
+
     def prepare(self, body: nn.Module) -> nn.Module:
         """Draw the block's feedback matrices; each depends on the seed and on its layer's name only."""
         assert isinstance(body, Body)

@@ -11,17 +11,17 @@ from actors.storage import open_storage
 from orchestrator import api
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
-from tests.counting_rule import SAMPLES
-from tests.integration.test_recovery import KEEPING, METHODS, kill, outcome
+from tests.counting_rule import BATCH_SIZE, EPOCHS, SAMPLES
+from tests.integration.test_recovery import KEEPING, METHODS, MLP, kill, outcome
 from tests.runs import Replacing, run
 
 EVERY = {"checkpoint": {"every_batches": 4, "keep": 9}, "evaluation": {"every_batches": 7}}
 PIPELINED = METHODS["pipelined"]
 COUNTED = {
-    "data": Replacing(factory="tests.counting_rule:numbered", classes=SAMPLES, batch_size=8),
+    "data": Replacing(factory="tests.counting_rule:numbered", classes=SAMPLES, batch_size=BATCH_SIZE),
     "network": Replacing(name="mlp", widths=[8, 8], blocks=3),
     "rule": Replacing(factory="tests.counting_rule:Counting"),
-    "training": {"epochs": 4},
+    "training": {"epochs": EPOCHS},
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_in_the_history_that_led_to_the_weights_every_sample_counts_once_per_epo
     checkpoint = Checkpoints(open_storage(str(tmp_path / "run" / "checkpoints"))).newest()
     for index in range(3):
         counts = checkpoint.read(index)["auxiliary"]["rule.counts"]
-        assert counts.tolist() == [4] * SAMPLES
+        assert counts.tolist() == [[1] * SAMPLES] * EPOCHS
 
 
 def stop_at(batch, monkeypatch):
@@ -246,6 +246,8 @@ def test_a_run_that_was_cut_otherwise_and_died_again_goes_on_with_either_cut(tmp
     ("sections", "why"),
     [
         ({"rule": {"name": "local"}}, r"rule 'local' has losses or parameters of its own at every block"),
+        (METHODS["direct"], r"rule 'direct_feedback_alignment' has feedback matrices of its own at every block, in"),
+        ({"rule": {"name": "drtp"}, "network": MLP}, r"rule 'drtp' has feedback matrices of its own at every block"),
         ({"rule": {"name": "backprop", "reach": 2, "losses": "every"}}, "rule 'backprop' has losses at every block"),
         (PIPELINED, r"delay_per_hop 0 nothing is under way"),
         ({"rule": {"name": "backprop"}, "optimizer": {"clip": 1.0}}, "gradients are clipped by block"),
@@ -253,5 +255,6 @@ def test_a_run_that_was_cut_otherwise_and_died_again_goes_on_with_either_cut(tmp
 )
 def test_other_blocks_are_refused_where_they_would_train_other_weights(tmp_path, sections, why):
     killed(tmp_path / "run", "written", 11, **sections, **EVERY)
+    cut = sections.get("network", {})
     with pytest.raises(UserError, match=rf"was cut into other blocks \(network\.blocks\), and .*{why}"):
-        run(tmp_path / "run", **{**sections, "network": {"blocks": 2}}, **EVERY)
+        run(tmp_path / "run", **{**sections, "network": type(cut)({**cut, "blocks": 2})}, **EVERY)
