@@ -40,8 +40,11 @@ class HistoryBlock:
         self.trained = []
         self.open = {}
         self.finiteness = SimpleNamespace(num_skipped=0)
+        self.started = lambda message: None
+        """Told of every message that training starts on."""
 
     def forward(self, message, raw=None):
+        self.started(message)
         self.open[message.batch_id] = number_of(message.tensors["h"])
         self.trained.append(message.batch_id)
         return as_tensor(mixed(self.history, self.open[message.batch_id]))
