@@ -60,6 +60,12 @@ def check_durability(config: RunConfig) -> None:
             "checkpoint.uri: got an address with a password in it, expected none, since it is written to config.yaml; "
             "give credentials by the environment"
         )
+    is_in_memory = config.checkpoint.uri is not None and re.search(r"(^|::)memory://", config.checkpoint.uri)
+    if is_in_memory and config.placement.backend == "ray":
+        raise UserError(
+            f"checkpoint.uri: got {config.checkpoint.uri!r}, which each process has for itself, with placement.backend "
+            f"'ray', expected an address that all processes see; give a shared folder or an object store"
+        )
     deadline = config.recovery.step_deadline_s
     if not isinstance(deadline, str) and not 0 < deadline < float("inf"):
         raise UserError(f"recovery.step_deadline_s: got {deadline}, expected more than 0, or auto; correct it")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.ray_cluster import RayCluster
 from tests.conftest import ROOT
 from tests.integration.test_ending import DEADLINE_S, read_status, wait_until
 from tests.runs import block_weights, run
@@ -69,6 +70,25 @@ def test_a_killed_block_changes_no_weight(tmp_path, ray_cluster, reference, inde
     assert done
     assert_unchanged(got, reference, [f"block{index}"])
     assert got.blocks[index]["restarts"] == 1
+
+
+def test_a_spare_takes_the_place_of_a_killed_block(tmp_path, ray_session, reference, monkeypatch):
+    """A cluster of its own: the suite's keeps processes that would stand in for spares."""
+    cluster, folder, taken = RayCluster(), tmp_path / "run", []
+    replace = cluster.replace
+
+    def noted(assignments, well=()):
+        spares = list(cluster._spare)
+        replace(assignments, well)
+        taken.extend((name, len(spares), cluster._seats[name].process in spares) for name in assignments)
+
+    monkeypatch.setattr(cluster, "replace", noted)
+    thread, done = once_at(folder, 120, kill_block(1))
+    got = run(folder, cluster=cluster, **LONG, **KEEPING, recovery={"spares": 1})
+    thread.join(DEADLINE_S)
+    assert done and taken == [("block1", 1, True)]
+    assert_unchanged(got, reference, ["block1"])
+    assert ray_session.is_initialized()
 
 
 def test_two_neighbours_killed_together_change_no_weight(tmp_path, ray_cluster, reference):

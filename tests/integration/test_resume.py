@@ -109,6 +109,18 @@ def test_checkpoints_at_an_fsspec_address_are_gone_on_from(tmp_path, pipelined):
     assert api.evaluate(tmp_path / "run")["test"]["accuracy"] == got.test_accuracy
 
 
+@pytest.mark.parametrize("first", ["in_process", "ray"])
+def test_a_run_goes_on_on_another_backend_with_other_placement(tmp_path, pipelined, ray_cluster, first):
+    folder, over_ray = tmp_path / "run", {"cluster": ray_cluster, "placement": {"blocks_per_actor": 2}}
+    run(folder, **PIPELINED, **EVERY, **(over_ray if first == "ray" else {}))
+    for later in [path for path in (folder / "checkpoints").iterdir() if path.name > "batch-000000011"]:
+        shutil.rmtree(later)
+    (folder / "summary.json").unlink()  # as if the driver had died after batch 11
+    got = run(folder, **PIPELINED, **EVERY, **(over_ray if first == "in_process" else {}))
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
+    assert outcome(got) == outcome(pipelined)
+
+
 # ---------------------------------------------------------------------- damage
 
 

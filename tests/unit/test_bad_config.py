@@ -334,3 +334,10 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 def test_the_first_of_several_mistakes_is_told_and_the_others_are_counted():
     message = refusal("training.epochs=0", "training.accumulate=0", "buffers.capacity=0")
     assert message.endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize("uri", ["memory://runs", "simplecache::memory://runs"])
+def test_checkpoints_in_a_process_s_memory_are_refused_where_blocks_have_their_own(uri):
+    fragments = [f"checkpoint.uri: got {uri!r}, which each process has for itself", "give a shared folder"]
+    contains(refusal("placement.backend=ray", f"checkpoint.uri={uri}"), fragments)
+    load_runs((BASE,), ["placement.backend=in_process", f"checkpoint.uri={uri}"], CATALOG)
