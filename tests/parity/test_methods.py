@@ -31,6 +31,20 @@ def test_a_method_over_ray_equals_its_reference(tmp_path, ray_cluster, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_snapshots_change_no_weight_of_a_method(tmp_path, method):
+    sections = sections_of(method)
+    if sections.get("schedule", {}).get("name") == "replay":
+        pytest.skip("replay is not deterministic by definition")
+    epoch = {"training": {**sections.pop("training", {}), "epochs": 1}}
+    without = run(tmp_path / "without", **sections, **epoch)
+    keeping = {"checkpoint": {"every_batches": 2}, "recovery": {"mode": "local"}}
+    kept = run(tmp_path / "kept", **sections, **epoch, **keeping)
+    assert len([event for event in kept.events if event["event"] == "checkpoint"]) >= 5
+    assert block_weights(kept) == block_weights(without)
+    assert kept.test_accuracy == without.test_accuracy
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_every_block_to_the_end(tmp_path, method):
     sections = sections_of(method)
     num_batches = 11 * SMALL["training"]["epochs"]
