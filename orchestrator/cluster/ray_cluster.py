@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from actors.errors import UserError
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import is_placed, reserve
-from orchestrator.cluster.ray_calls import START_DEADLINE_S, error_of, failed, result_of
+from orchestrator.cluster.ray_calls import START_DEADLINE_S, Told, error_of, failed, result_of
 from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
@@ -78,7 +78,7 @@ class RayCluster:
         """The actors of a process are built by one call."""
         self._joining_since: dict[str, float] = {}
         self._asked: dict[str, Any] = {}
-        self._told: dict[Any, Callable[[], Any]] = {}
+        self._told = Told()
         self._requests: dict[str, tuple[int, Request]] = {}
         self._edges: list[Edge] = []
 
@@ -168,7 +168,12 @@ class RayCluster:
         found: dict[str, dict[str, Any]] = {}
         for names, ref in refs.items():
             reports = result_of(names[0], ref, lambda names=names: self._build(names, assignments))
-            found |= dict(zip(names, reports, strict=True))
+            found |= self._found(names, reports)
+        return found
+
+    def _found(self, names: Sequence[str], reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found = dict(zip(names, reports, strict=True))
+        self._seats |= {name: self._seats[name].found(report) for name, report in found.items()}
         return found
 
     def _build(self, names: Sequence[str], assignments: Mapping[str, Assignment]) -> Any:
@@ -197,7 +202,7 @@ class RayCluster:
 
     def poll(self, wait_s: float) -> list[Ended | Joined]:
         """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
-        self._tell_again()
+        self._told.again()
         found: list[Ended | Joined] = self._never_joined()
         pending = [*self._runs, *self._joining]
         if not pending:
@@ -223,20 +228,6 @@ class RayCluster:
         self._joining = {ref: names for ref, names in self._joining.items() if ref not in late}
         reason = f"its next life was not ready within {START_DEADLINE_S:.0f} s"
         return [Ended(names[0], reason=reason, died=True) for names in late.values()]
-
-    def _tell(self, call: Callable[[], Any]) -> None:
-        """Make a call whose answer nobody waits for."""
-        self._told[call()] = call
-
-    def _tell_again(self) -> None:
-        """Repeat the calls that a wire has lost; whoever is called takes them twice alike."""
-        if not self._told:
-            return
-        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0)
-        for ref in ended:
-            call = self._told.pop(ref)
-            if isinstance(error_of(ref), exceptions.ActorUnavailableError):
-                self._tell(call)
 
     def _watch(self, name: str) -> None:
         """An actor that has ended is still asked by its consumers: its process must live on."""
@@ -296,6 +287,7 @@ class RayCluster:
         error = error_of(ref)
         if error is not None:
             return [self._failed(names[0], error)]
+        self._found(names, ray.get(ref))
         absent = self._absent
         for name in names:
             incoming = [edge for edge in self._edges if edge.consumer == name]
@@ -304,7 +296,7 @@ class RayCluster:
         for edge in self._edges:
             if edge.producer in names and edge.consumer not in absent and edge.consumer not in names:
                 consumer, line = self._seats[edge.consumer], {edge.name: self._line(edge)}
-                self._tell(lambda consumer=consumer, line=line: consumer.connect(line, at_once=True))
+                self._told.tell(lambda consumer=consumer, line=line: consumer.connect(line, at_once=True))
         self._runs |= {self._run(name): name for name in names}
         if not self._keep and not self._joining:
             self._have_spares(self._num_spares)  # a process that starts now is in nobody's way
@@ -357,7 +349,7 @@ class RayCluster:
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
         seat = self._seats[name]
-        self._tell(lambda: seat.order(order, values or {}))
+        self._told.tell(lambda: seat.order(order, values or {}))
 
     def close(self) -> None:
         """Kill the actors, free the bundles, and end Ray if this cluster started it."""
@@ -369,7 +361,7 @@ class RayCluster:
             self._spare = []
         if self._group is not None:
             remove_placement_group(self._group)
-        self._seats, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, {}
+        self._seats, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, Told()
         if self._started_ray and not self._keep:
             ray.shutdown()
 
