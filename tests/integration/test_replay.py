@@ -7,7 +7,7 @@ import pytest
 from actors.block import Block
 from actors.errors import UserError
 from orchestrator.cluster.in_process import InProcessCluster
-from tests.runs import assert_balanced, block_weights, run
+from tests.runs import assert_balanced, block_weights, config_of, run
 
 CHAIN = {"blocks": 3}
 ONCE = {"order": "fifo", "max_reuse": 1, "on_full": "block", "capacity": 1}
@@ -30,15 +30,57 @@ def forward_edges(summary):
 # ---------------------------------------------------------------- a bound under first in, first out
 
 
-@pytest.mark.parametrize("rule", ["local", "backprop"])
-@pytest.mark.parametrize("bound", [0, 1, 3])
-def test_a_bound_changes_no_weight_and_is_kept(tmp_path, rule, bound):
-    free = run(tmp_path / "free", rule={"name": rule}, network=CHAIN)
-    paced = run(tmp_path / "paced", rule={"name": rule}, network=CHAIN, staleness={"max": bound})
+SYNTHESIZING = {"lr": 0.02, "synthesizer": {"name": "adam", "lr": 0.003}}
+IN_ORDER = {
+    "local": {"rule": {"name": "local"}},
+    "backprop": {"rule": {"name": "backprop"}},
+    "overlapping": {"rule": {"name": "backprop", "reach": 2, "losses": "every"}},
+    "late": {"rule": {"name": "backprop"}, "schedule": {"delay_per_hop": 2}},
+    "DFA": {"rule": {"name": "direct_feedback_alignment"}, "schedule": {"delay_per_hop": 2}},
+    "synthetic inputs": {
+        "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "schedule": {"delay_per_hop": 2, "input_delay": 1},
+        "optimizer": SYNTHESIZING,
+    },
+    "lockstep": {"rule": {"name": "backprop"}, "schedule": {"name": "lockstep"}},
+    "lockstep, synthetic inputs": {
+        "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "schedule": {"name": "lockstep", "input_delay": 2},
+        "optimizer": SYNTHESIZING,
+    },
+    "sequential": {"rule": {"name": "local"}, "schedule": {"name": "sequential"}},
+}
+
+
+@pytest.mark.parametrize("case", IN_ORDER)
+def test_a_bound_changes_no_weight_and_is_kept(tmp_path, case):
+    free = run(tmp_path / "free", network=CHAIN, **IN_ORDER[case])
+    for bound in (0, 1, 3):
+        paced = run(tmp_path / f"{bound}", network=CHAIN, staleness={"max": bound}, **IN_ORDER[case])
+        assert block_weights(paced) == block_weights(free)
+        assert len(forward_edges(paced)) == 2
+        assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
+        assert_balanced(paced)
+
+
+@pytest.mark.parametrize("capacity", [1, 4])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_the_largest_input_delay_that_a_bound_allows_makes_no_block_wait_for_ever(tmp_path, bound, capacity):
+    own = {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}, "optimizer": SYNTHESIZING}
+    chain = {"network": CHAIN, "buffers": {"capacity": capacity}, "evaluation": {"every_batches": 4}}
+    schedule = {"delay_per_hop": 1, "input_delay": bound + 2}
+    free = run(tmp_path / "free", **own, **chain, schedule=schedule)
+    paced = run(tmp_path / "paced", **own, **chain, schedule=schedule, staleness={"max": bound})
     assert block_weights(paced) == block_weights(free)
-    assert len(forward_edges(paced)) == 2
-    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
-    assert_balanced(paced)
+    assert [edge["staleness"]["max"] for edge in forward_edges(paced)] == [bound, bound]
+
+
+def test_an_input_delay_beyond_the_bound_is_refused(tmp_path):
+    """Its producer may not finish the batch that the delayed input belongs to: both would wait for ever."""
+    own = {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}, "schedule": {"input_delay": 4}}
+    with pytest.raises(UserError, match=r"staleness\.max: got 1 with schedule\.input_delay 4, expected at least 2"):
+        config_of(tmp_path, **own, staleness={"max": 1})
+    assert config_of(tmp_path, **own, staleness={"max": 2})
 
 
 @pytest.mark.parametrize("bound", [0, 2])
