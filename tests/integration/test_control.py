@@ -12,7 +12,7 @@ from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
-from tests.runs import block_weights, run
+from tests.runs import assert_balanced, block_weights, run
 
 LONG = {"training": {"epochs": 8}, "evaluation": {"every_epochs": 0}, "network": {"blocks": 3}}
 DEADLINE_S = 60.0
@@ -186,6 +186,29 @@ def test_a_running_job_is_not_given_a_limiter_that_cannot_progress(tmp_path, cap
         assert fragment in refused(capsys, job.folder, word)
     assert job.end().status == "completed"
     assert not events(job.folder, "control") and not events(job.folder, "applied")
+
+
+def test_a_replay_buffer_changes_while_it_runs_and_no_block_waits_for_ever(tmp_path):
+    """The limiter and the number of uses, up and down, after many uses under other settings."""
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "samples_per_insert": 1.0, "capacity": 4}
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    job = Job(tmp_path / "run", faults=slow, schedule={"name": "replay"}, buffers=own)
+    changes = (
+        ["buffers.samples_per_insert=4"],
+        ["buffers.samples_per_insert=null", "buffers.max_reuse=2", "staleness.max=3"],
+        ["buffers.max_reuse=1", "buffers.on_full=block", "buffers.capacity=2", "buffers.order=fifo"],
+    )
+    for words in changes:
+        seen = job.status()["batch"]
+        job.until(lambda state, batch, seen=seen: batch >= seen + 8)
+        control.ask(job.folder, words)
+    summary = job.end()
+    assert summary.status == "completed"
+    assert [block["updates"] for block in summary.blocks] == [88] * 3
+    assert_balanced(summary)
+    values = [event["values"]["replay"] for event in events(job.folder, "applied") if event["actor"] == "block1"]
+    told = [(each["samples_per_insert"], each["max_reuse"], each["on_full"], each["capacity"]) for each in values]
+    assert told == [(4.0, 4, "drop_oldest", 4), (None, 2, "drop_oldest", 4), (None, 1, "block", 2)]
 
 
 @pytest.mark.parametrize("word", ["pause", "staleness.max=2", "nonsense.key=1"])
