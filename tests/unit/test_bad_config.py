@@ -177,6 +177,7 @@ REPLAY = [
     ("buffers.samples_per_insert=2", ["buffers.samples_per_insert: got 2", "has no replay buffer"]),
     ("staleness.mx=1", ["staleness.mx: unknown key", "did you mean 'max'?"]),
     ("faults.pad=0.5", ["faults.pad: got 0.5, expected"]),
+    ("faults.slow=[{block: 9, factor: 2}]", ["faults.slow.9: expected the index of a block, 0 to 3"]),
     ("faults.kill=block1", ["faults.kill: got 'block1', expected a list"]),
     ("faults.kill=[{actor: head}]", ["faults.kill.0.actor: got 'head'", "expected block0, block1"]),
     ("recovery.restarts=3", ["recovery.restarts: unknown key"]),
