@@ -1,6 +1,9 @@
 """`unlocked control`: a running job changes, and nothing else does."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +15,7 @@ from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
+from tests.conftest import ROOT
 from tests.runs import assert_balanced, block_weights, run
 
 LONG = {"training": {"epochs": 8}, "evaluation": {"every_epochs": 0}, "network": {"blocks": 3}}
@@ -77,6 +81,31 @@ def test_a_bound_and_a_capacity_change_while_it_runs_and_no_weight_does(tmp_path
     assert all(event["values"]["bound"] == 1 and event["position"] > 0 for event in applied)
     assert {edge["capacity"] for edge in summary.edges} == {9}
     assert [event["values"] for event in events(job.folder, "control")] == [{"staleness.max": 1, "buffers.capacity": 9}]
+
+
+def test_the_command_changes_a_job_over_ray_from_another_process(tmp_path, ray_cluster):
+    job = Job(tmp_path / "run", cluster=ray_cluster, training={"epochs": 5000}, faults={"pad": 4})
+    command = [sys.executable, "-m", "orchestrator", "control", str(job.folder)]
+    words, environment = ["staleness.max=2", "buffers.capacity=16"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            [*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in words), done.stdout
+        job.until(lambda state, batch: len(events(job.folder, "applied")) == 4)
+    finally:
+        control.ask(job.folder, ["stop"])
+        summary = job.end()
+    assert [event["values"] for event in events(job.folder, "control")[:1]] == [
+        {"staleness.max": 2, "buffers.capacity": 16}
+    ]
+    applied = {event["actor"]: event for event in events(job.folder, "applied")}
+    assert applied.keys() == {"source", "block0", "block1", "block2"}
+    for event in applied.values():
+        assert (event["values"]["bound"], event["values"]["capacity"]) == (2, 16)
+        assert 0 < event["position"] <= summary.blocks[0]["version"] + 16
+    assert {edge["capacity"] for edge in summary.edges} == {16}
 
 
 def test_a_paused_run_stands_still_until_it_is_resumed(job):
