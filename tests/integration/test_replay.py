@@ -1,8 +1,10 @@
 """Replay, staleness and what arrives when it arrives: whole runs, over both clusters."""
 
 import json
+from collections import defaultdict
 
 import pytest
+import torch
 
 from actors.block import Block
 from actors.errors import UserError
@@ -248,8 +250,43 @@ def test_blocks_whose_passes_are_no_longer_answered_end_with_fewer_updates(tmp_p
     assert_balanced(summary)
 
 
-def test_one_block_at_a_time_in_process_meets_late_feedback_and_learns(tmp_path):
-    own = {"name": "pipeline", "feedback": "as_it_arrives"}
-    late = run(tmp_path / "late", rule={"name": "backprop"}, network=CHAIN, schedule=own)
+@pytest.fixture
+def followed(monkeypatch):
+    """By block, at every update: the gradients that its body follows, and uses it has finished beyond its updates."""
+    found, update = defaultdict(list), Block.update
+
+    def noting(block, flags):
+        gradients = [p.grad.clone() for p in block.body.parameters() if p.grad is not None]
+        found[block.spec.index].append((gradients, block.version - block.updates))
+        update(block, flags)
+
+    monkeypatch.setattr(Block, "update", noting)
+    return found
+
+
+AS_IT_ARRIVES = {"name": "pipeline", "feedback": "as_it_arrives"}
+
+
+def test_one_block_at_a_time_in_process_meets_late_feedback_and_learns(tmp_path, followed):
+    late = run(tmp_path / "late", rule={"name": "backprop"}, network=CHAIN, schedule=AS_IT_ARRIVES)
+    waited = {index: [ahead for _, ahead in updates] for index, updates in followed.items()}
+    assert max(waited[0]) > 1 and set(waited[2]) == {1}, "the last block has its own loss at once"
+    followed.clear()
     exact = run(tmp_path / "exact", rule={"name": "backprop"}, network=CHAIN)
+    assert {ahead for updates in followed.values() for _, ahead in updates} == {1}
     assert min(late.test_accuracy, exact.test_accuracy) > 0.35, "four classes"
+
+
+@pytest.mark.parametrize("late", ["stash", "recompute"])
+def test_while_weights_rest_feedback_as_it_arrives_gives_every_batch_backprops_gradients(tmp_path, followed, late):
+    """T12, bit for bit."""
+    own = {"rule": {"name": "backprop"}, "network": CHAIN, "optimizer": {"lr": 0.0}, "training": {"epochs": 1}}
+    run(tmp_path / "late", **own, schedule={**AS_IT_ARRIVES, "late": late})
+    arrived = dict(followed)
+    followed.clear()
+    run(tmp_path / "exact", **own)
+    assert max(ahead for _, ahead in arrived[0]) > 1
+    for index in range(3):
+        assert len(arrived[index]) == len(followed[index]) == BATCHES // 2
+        for (got, _), (expected, _) in zip(arrived[index], followed[index], strict=True):
+            assert got and all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))

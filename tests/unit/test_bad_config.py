@@ -230,6 +230,20 @@ def test_feedback_of_the_last_block_under_replay_allows_one_use():
     contains(message, ["buffers.max_reuse: got 2, expected 1", "knows it by its batch"])
 
 
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        ["rule.name=backprop", "schedule.delay_per_hop=1"],
+        ["rule.name=synthetic_gradients", "rule.synthetic_inputs=true"],
+        ["rule.name=synthetic_gradients", "rule.synthetic_inputs=true", "schedule.input_delay=2"],
+    ],
+)
+@pytest.mark.parametrize("schedule", ["pipeline", "replay"])
+def test_fixed_delays_of_what_is_handled_as_it_arrives_are_refused(schedule, fixed):
+    message = refusal(*fixed, f"schedule.name={schedule}", "schedule.feedback=as_it_arrives")
+    contains(message, ["schedule.feedback: got 'as_it_arrives' beside fixed delays", "set schedule.delay_per_hop=0"])
+
+
 def test_late_credit_under_lockstep_is_refused():
     message = refusal("rule.name=backprop", "schedule.name=lockstep", "schedule.delay_per_hop=2")
     contains(message, ["schedule.delay_per_hop: got 2 with lockstep", "set schedule.delay_per_hop=0"])
