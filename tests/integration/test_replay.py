@@ -1,6 +1,7 @@
 """Replay, staleness and what arrives when it arrives: whole runs, over both clusters."""
 
 import json
+import re
 from collections import defaultdict
 
 import pytest
@@ -27,6 +28,10 @@ SLOW = [{"block": 1, "factor": 4}]
 
 def forward_edges(summary):
     return [edge for edge in summary.edges if edge["staleness"]["bound"] is not None]
+
+
+def between(summary):
+    return [edge for edge in summary.edges if re.fullmatch(r"block\d->block\d", edge["name"])]
 
 
 # ---------------------------------------------------------------- a bound under first in, first out
@@ -63,6 +68,15 @@ def test_a_bound_changes_no_weight_and_is_kept(tmp_path, case):
         assert len(forward_edges(paced)) == 2
         assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
         assert_balanced(paced)
+
+
+@pytest.mark.parametrize("rule", ["local", "backprop"])
+def test_a_bound_of_zero_gives_lockstep_its_staleness_and_its_weights(tmp_path, rule):
+    own = {"rule": {"name": rule}, "network": CHAIN}
+    locked = run(tmp_path / "locked", **own, schedule={"name": "lockstep"})
+    paced = run(tmp_path / "paced", **own, staleness={"max": 0})
+    assert block_weights(paced) == block_weights(locked)
+    assert {edge["staleness"]["max"] for each in (paced, locked) for edge in between(each)} == {0}
 
 
 @pytest.mark.parametrize("capacity", [1, 4])

@@ -145,6 +145,15 @@ def test_a_staleness_bound_is_kept_and_without_one_messages_grow_old():
     assert bound.batches_in_flight < free.batches_in_flight
 
 
+def test_a_bound_of_zero_lets_blocks_overlap_where_lockstep_does_not():
+    """Equal blocks of 1 s: a producer works on a batch while its consumer trains on the one before."""
+    chains = chain_of("local", num_blocks=3, bound=0), chain_of("local", num_blocks=3, schedule="lockstep")
+    paced, locked = (Simulation(chain, profile_of([1.0] * 3), each_its_own(3), 60).run() for chain in chains)
+    assert {seen["max"] for each in (paced, locked) for seen in each.staleness.values()} == {0}
+    assert paced.period_s == pytest.approx(1.0)
+    assert locked.period_s == pytest.approx(5 / 3), "two forward passes, and all of the last block's work"
+
+
 @pytest.mark.parametrize("bound", [0, 2])
 def test_a_bound_is_kept_where_the_predecessors_activation_is_a_late_input(bound):
     """There the source's line drives a block, and only the late activation has a producer that is paced."""
