@@ -84,7 +84,7 @@ class BlockActor(ChainActor):
             self.block, edges, self.times,
             snapshot=self._take_snapshot,
             report=self._note_evaluation,
-            trained=lambda message: self.on_trained(message, edges.driver),
+            trained=self.on_trained,
             is_paced=lambda: self.bound is not None,
         )  # fmt: skip
         if self.restored is not None:
@@ -110,11 +110,12 @@ class BlockActor(ChainActor):
         return self.replay.run()
 
     def count_staleness(self, message: Message, edge: str) -> None:
-        """Count a use that begins now, of a message so many versions old; die here if a test says so."""
-        if self._step_mark is not None:
-            self._step_mark.set(message.batch_id)
-        self.points.reach("step", message.batch_id)
-        self.uses.begin(message.batch_id)
+        """Count how old a message is; one that drives begins a use, at which a block dies if a test says so."""
+        if edge == self.spec.edges.driver:
+            if self._step_mark is not None:
+                self._step_mark.set(message.batch_id)
+            self.points.reach("step", message.batch_id)
+            self.uses.begin(message.batch_id)
         super().count_staleness(message, edge)
 
     def _note_evaluation(self, evaluation: Evaluation) -> None:

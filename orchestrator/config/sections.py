@@ -188,7 +188,7 @@ class FaultsSection(Section):
     pad: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     """Every block's computing lasts this many times longer, and rests meanwhile: simulated devices."""
     jitter: float = Field(default=0.0, ge=0, le=3)
-    """Relative spread of a step's length."""
+    """Relative spread of a step's length, which is never less than its computing takes: use it with a pad."""
     kill: list[KillSection] = []
     """Processes that die."""
 

@@ -97,6 +97,15 @@ def test_a_lost_actor_changes_no_weight(tmp_path_factory, method, actor, mode):
 
 
 @pytest.mark.parametrize("mode", ["local", "global"])
+@pytest.mark.parametrize("actor", ["block0", "block1"])
+@pytest.mark.parametrize("method", ["local", "synthetic inputs"])
+def test_a_lost_actor_changes_no_weight_under_a_staleness_bound_either(tmp_path_factory, method, actor, mode):
+    """What a life has promised its producer, or been promised, is known to the next one."""
+    settings = {"staleness": {"max": 0}, "recovery": {"mode": mode}}
+    assert_unchanged(tmp_path_factory, method, [kill(actor, 11)], **settings)
+
+
+@pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("method", ["local", "pipelined"])
 def test_two_neighbours_that_die_together_change_no_weight(tmp_path_factory, method, mode):
     assert_unchanged(tmp_path_factory, method, [kill("block1", 11), kill("block2", 9)], recovery={"mode": mode},

@@ -14,6 +14,7 @@ from actors.block import Block
 from actors.messages import Flags, Kind, Message
 from actors.objectives.cross_entropy import CrossEntropy
 from actors.optimizers import GroupOptimizer, OptimizerSpec
+from actors.plugins import plugin_names
 from actors.precision import SMALLEST_FACTOR, Precision, accumulate
 from orchestrator.plan import make_plan
 from orchestrator.specs import block_spec
@@ -208,6 +209,18 @@ def test_late_and_accumulated_credit_in_fp16_is_that_of_fp32_but_for_rounding(la
         assert all(close(whole(g), whole(e)) for g, e in zip(half.gradients[j], exact.gradients[j], strict=True))
 
 
+@pytest.mark.parametrize("rule", plugin_names("rule"))
+def test_every_rule_in_fp16_follows_what_it_follows_in_fp32_but_for_rounding(rule):
+    """While weights rest; synthesizers, which begin at zero, learn."""
+    optimizer = {**RESTING, "synthesizer": {"lr": 0.1}}
+    exact, half = (trained(name, rule={"name": rule}, num_batches=5, optimizer=optimizer) for name in ("fp32", "fp16"))
+    assert all(block.precision.dtype is torch.float16 for block in half.blocks)
+    for got, expected in zip(half.gradients, exact.gradients, strict=True):
+        assert len(got) == len(expected) == 5 and whole(expected[-1]).any()
+        assert all(close(whole(g), whole(e)) for g, e in zip(got, expected, strict=True) if whole(e).any())
+        assert not equal(got[-1], expected[-1])
+
+
 # ---------------------------------------------------------------- gradients of parameters
 
 
@@ -305,6 +318,27 @@ def test_compiled_layers_meet_late_credit_as_plain_ones_do(traced_only, late):
     for j in range(2):
         for got, expected in zip(compiled.gradients[j], plain.gradients[j], strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("rule", plugin_names("rule"))
+def test_every_rule_follows_in_compiled_layers_what_it_follows_in_plain_ones(traced_only, rule):
+    plain, compiled = (
+        RecordedChain(
+            cnn_config(
+                rule={"name": rule}, training={"epochs": 1, "compile": compile},
+                network={**CNN, "channels": [4, 4], "blocks": 3},
+            )
+        )
+        for compile in (False, True)
+    )  # fmt: skip
+    plain.train(0, 2)
+    assert not traced_only
+    compiled.train(0, 2)
+    assert len(traced_only) >= 3, "every block's layer"
+    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
