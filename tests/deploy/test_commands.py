@@ -18,7 +18,7 @@ from tests.deploy.manifests import KUBERAY, load, training_job
 DEPLOY = ROOT / "deploy"
 TEXTS = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 OWN_PATH = re.compile(r"(?<![\w./-])(?:\./)?((?:configs|deploy|orchestrator|actors|tests)/[\w./-]*\w)")
-TRAIN = re.compile(r"(?:orchestrator|unlocked) (?:train|submit) ((?:configs/\S+ ?|[\w.]+=\S+ ?|--\S+ http\S+ ?)+)")
+TRAIN = re.compile(r"(?:(?:orchestrator|unlocked) (?:train|submit)|submit\.sh) (configs/[^\n`]*)")
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
@@ -66,20 +66,27 @@ def test_the_script_gives_a_stopped_job_the_time_that_unlocked_submit_gives():
 
 
 def trainings():
-    found = [(name_of(path), words) for path in TEXTS for words in TRAIN.findall(lines_of(path))]
-    return found + [(name, " ".join(shlex.split(text)[len(ENTRYPOINT) :])) for name, text in entrypoints().items()]
+    """Every training that is named: where, and its words as a shell would split them."""
+    texts = {"the README": ROOT / "README.md", **{name_of(path): path for path in TEXTS}}
+    lines = [(name, line) for name, path in texts.items() for line in TRAIN.findall(lines_of(path))]
+    found = [(name, shlex.split(line.removesuffix(" ..."), comments=True)) for name, line in lines]
+    return found + [(name, shlex.split(text)[len(ENTRYPOINT) :]) for name, text in entrypoints().items()]
 
 
 @pytest.mark.parametrize(("name", "words"), trainings())
 def test_the_settings_of_every_training_that_is_named_are_valid(name, words, catalog):
-    given = [word for word in words.split() if not word.startswith(("--", "http"))]
+    given = [word for word in words if not word.startswith(("--", "http"))]
     files = [str(ROOT / word) for word in given if "=" not in word]
-    [run] = load_runs(files, [word for word in given if "=" in word], catalog)
-    assert run.run_dir is not None
+    runs = load_runs(files, [word for word in given if "=" in word], catalog)
+    assert runs and all(run.run_dir is not None for run in runs)
 
 
-def test_the_trainings_of_the_readme_were_found():
-    assert len([name for name, _ in trainings() if name == "README.md"]) >= 2
+def test_the_trainings_of_the_readmes_were_found_to_the_last_word():
+    found = [word for _, words in trainings() for word in words]
+    for word in ("faults.kill=[{actor: block1, batch: 77}]", "placement.labels={rack: b}", "seed=[1,2,3]"):
+        assert word in found
+    assert "placement.pin_cpus=true" in found, "it stands after a quoted one"
+    assert {"the README", "README.md", "submit.sh", "components/job"} <= {name for name, _ in trainings()}
 
 
 @pytest.mark.parametrize("name", ["submit.sh", "slurm/train.sbatch"])
@@ -113,6 +120,20 @@ def test_the_image_holds_the_dependencies_of_the_package_and_no_second_list(tmp_
     for words in re.findall(r"pip install ([^&\n]*)", text):
         plain = re.sub(r'--index-url "[^"]*"', "", words).split()
         assert all(word in ("-r", "-c") or word.endswith(".txt") for word in plain), "a package named by hand"
+
+
+def test_the_image_is_slim_and_takes_the_arguments_that_are_given_to_it():
+    text = lines_of(DEPLOY / "Dockerfile")
+    declared = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+    assert declared["DEVICE"] == "cpu" and '--index-url "https://download.pytorch.org/whl/${DEVICE}"' in text
+    assert re.search(r"^FROM python:\$\{PYTHON\}-slim$", text, re.M) and "PYTHON" in declared
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == declared.keys(), "each argument is used, and none is not declared"
+    for name in ("DEVICE", "RAY_VERSION"):
+        assert text.index("FROM ") < text.index(f"ARG {name}="), "one that stands before FROM is empty after it"
+    given = {
+        name for path in [ROOT / "README.md", *TEXTS] for name in re.findall(r"--build-arg (\w+)=", lines_of(path))
+    }
+    assert given and given <= declared.keys()
 
 
 def test_the_image_runs_as_a_user():
