@@ -41,7 +41,10 @@ def test_another_version_is_refused(run_dir, name):
         seen = probe.probe(mark, text) | {name: "0.4.1"}
     why = refusal("block1", NODE, seen, run_dir)
     assert_one_sentence(
-        why, f"{name}: got 0.4.1 ", f"expected the driver's {versions()[name]}", "install the same version on every node"
+        why,
+        f"{name}: got 0.4.1 ",
+        f"expected the driver's {versions()[name]}",
+        "install the same version on every node",
     )
 
 
