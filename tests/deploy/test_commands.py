@@ -1,12 +1,15 @@
 """What deploy/ runs and names exists, takes the arguments it is given, and is the same command everywhere."""
 
+import itertools
 import os
 import re
 import shlex
 import subprocess
 
+import click
 import pytest
 import yaml
+from ray.scripts.scripts import cli
 
 from deploy.dependencies import dependencies
 from orchestrator.cli import app
@@ -19,6 +22,7 @@ DEPLOY = ROOT / "deploy"
 TEXTS = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 OWN_PATH = re.compile(r"(?<![\w./-])(?:\./)?((?:configs|deploy|orchestrator|actors|tests)/[\w./-]*\w)")
 TRAIN = re.compile(r"(?:(?:orchestrator|unlocked) (?:train|submit)|submit\.sh) (configs/[^\n`]*)")
+RAY = re.compile(r"(?<![\w.-])ray ([a-z][^\n`;|>]*)")
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
@@ -45,6 +49,35 @@ def test_the_search_for_paths_finds_them():
 def test_every_command_of_ours_exists(path):
     used = re.findall(r"(?:python3? -m orchestrator|(?:bin/|^ {4}|`)unlocked) (\w+)", path.read_text(), re.M)
     assert set(used) <= COMMANDS
+
+
+def ray_commands():
+    """Every command of Ray's own that is named: where, its words, and the options that it is given."""
+    found = []
+    for path in TEXTS:
+        for line in RAY.findall(lines_of(path)):
+            given = re.split(" -- | #", line)[0]
+            words = list(itertools.takewhile(re.compile(r"[a-z][a-z-]*$").match, given.split()))
+            found.append((name_of(path), words, set(re.findall(r"--[a-z][a-z-]*", given))))
+    return found
+
+
+def test_every_command_of_ray_exists_and_takes_the_options_that_it_is_given():
+    for name, words, given in ray_commands():
+        command = cli
+        while isinstance(command, click.Group):
+            assert words and words[0] in command.commands, f"{name}: ray {words}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert given <= known, f"{name}: ray {command.name}"
+
+
+def test_the_search_for_ray_s_commands_finds_them():
+    found = [(name, *words[:2]) for name, words, _ in ray_commands()]
+    assert ("submit.sh", "job", "submit") in found and ("README.md", "job", "stop") in found
+    assert found.count(("slurm/train.sbatch", "start")) == 2 and found.count(("cluster.yaml", "start")) == 2
+    options = {option for _, _, given in ray_commands() for option in given}
+    assert {"--runtime-env-json", "--dashboard-host", "--include-dashboard", "--num-cpus", "--generate"} <= options
 
 
 def entrypoints():
