@@ -146,6 +146,7 @@ class BlockActor(ChainActor):
         return super().report() | {
             "index": self.spec.index,
             "updates": self.block.updates,
+            "may_compile": self.block.may_compile,
             "num_skipped": self.block.finiteness.num_skipped,
             "uses": self.uses.as_dict(),
             "loss": None if loss is None else float(loss),

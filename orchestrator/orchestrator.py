@@ -146,6 +146,7 @@ class Orchestrator:
         launched = time.monotonic()
         self.cluster.launch()
         self.has_launched = True
+        self.recovery.steps.begin(self.crew.names)
         reported = 0.0
         while len(self.facts) < len(self.crew.names) or self.recovery.losses:
             for event in self.cluster.poll(control.LOOK_EVERY_S):
@@ -181,7 +182,8 @@ class Orchestrator:
     def _act(self, action: str) -> None:
         if action in ("pause", "resume"):
             self.is_paused = action == "pause"
-            for name in (SOURCE, *self.names):
+            self.recovery.steps.restart()
+            for name in self.crew.names:
                 self.cluster.order(name, action)
         elif action == "stop":
             self.stop_asked = True

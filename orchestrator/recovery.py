@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +15,8 @@ from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.failures import Failure, Failures
 from orchestrator.specs import is_unordered
+from orchestrator.step_watch import StepWatch
 from orchestrator.wiring import SOURCE
-
-LEAST_DEADLINE_S = 60.0
-STEPS = 20
-FIRST_STEP_S = 600.0
-"""A life's first step may compile, download, and read a snapshot."""
 
 
 @dataclass
@@ -58,41 +52,22 @@ class Recovery:
             config.recovery.max_failures, config.recovery.backoff_s, config.recovery.max_preemptions
         )
         self.losses: dict[str, Loss] = {}
-        self._deadline = config.recovery.step_deadline_s
-        self._heard: dict[str, float] = {}
+        self.steps = StepWatch(config.recovery.step_deadline_s, clock)
         self._known: dict[str, Mapping[str, Any]] = {}
-        self._steps: deque[float] = deque(maxlen=256)
-        self._born: dict[str, int] = {}
 
     # ------------------------------------------------------------------ hearing of actors
 
     def heard(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the reports that have just come."""
-        now = self._clock()
-        for name, facts in reports.items():
-            before = self._known.get(name)
-            if before is not None and name in self._heard and facts["version"] > before["version"]:
-                self._steps.append((now - self._heard[name]) / (facts["version"] - before["version"]))
-            self._heard[name], self._known[name] = now, facts
-            self._born.setdefault(name, facts["version"])
+        self._known |= {name: facts for name, facts in reports.items() if not self.is_given_up(name)}
+        self.steps.heard(reports)
 
     def hung(self) -> list[Ended]:
         """Return the actors whose step or silence lasts past the deadline, as lost ones."""
-        now, found = self._clock(), []
-        for name, heard in self._heard.items():
-            if name in self.losses:
-                continue
-            busy_s = max(self._known[name]["busy_s"], now - heard)
-            if busy_s > self._deadline_s(name):
-                reason = f"it has not answered or finished a step for {busy_s:.0f} s"
-                found.append(Ended(name, reason=reason, died=True))
-        return found
-
-    def _deadline_s(self, name: str) -> float:
-        median = statistics.median(self._steps) if self._steps else 0.0
-        deadline = max(LEAST_DEADLINE_S, STEPS * median) if isinstance(self._deadline, str) else self._deadline
-        is_first = self._known[name]["version"] == self._born.get(name, 0)
-        return max(FIRST_STEP_S, deadline) if is_first else deadline
+        return [
+            Ended(name, reason=f"it has not answered or finished a step for {lasts_s:.0f} s", died=True)
+            for name, lasts_s in self.steps.hung().items()
+        ]
 
     # ------------------------------------------------------------------ losing and replacing
 
@@ -131,7 +106,7 @@ class Recovery:
             reason = ended.reason if gone == name else f"it shared its process with {name}"
             self.event(
                 event="lost", actor=gone, reason=reason, batch=self._mark(gone),
-                unheard_s=round(now - self._heard.get(gone, now), 3),
+                unheard_s=round(self.steps.silent_s(gone), 3),
             )  # fmt: skip
         if self.mode == "none":
             raise RunError(f"{name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
@@ -146,8 +121,7 @@ class Recovery:
         for name in self.crew.together(failure.actor):
             version = self._known.get(name, {}).get("version", 0)
             self.losses[name] = Loss(failure, self._clock(), version, due_s)
-            self._heard.pop(name, None)
-            self._born.pop(name, None)
+            self.steps.forget(name)
 
     def _mark(self, name: str) -> int | None:
         """The batch that an actor was training on when it was last heard to begin a step."""
@@ -172,6 +146,7 @@ class Recovery:
 
     def joined(self, name: str) -> None:
         """Tell that an actor runs again."""
+        self.steps.begin([name])
         loss = self.losses.pop(name, None)
         if loss is None:
             return
@@ -190,8 +165,7 @@ class Recovery:
             if name not in self.losses:
                 loss = Loss(Failure(name, "returned"), self._clock(), 0, 0.0, is_replaced=True)
                 self.losses[name] = loss
-            self._heard.pop(name, None)
-            self._born.pop(name, None)
+            self.steps.forget(name)
 
     def _sent_before(self) -> tuple[int | None, int]:
         """What the source's life before has sent as the last batch, if it has, and the first it can't have sent.
