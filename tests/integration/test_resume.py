@@ -1,5 +1,6 @@
 """A run that was interrupted goes on as if it had not been."""
 
+import json
 import shutil
 
 import pytest
@@ -10,9 +11,10 @@ from actors.storage import open_storage
 from orchestrator import api
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
+from orchestrator.lease import Lease
 from tests.counting_rule import SAMPLES
 from tests.integration.test_recovery import KEEPING, METHODS, kill, outcome
-from tests.runs import Replacing, run
+from tests.runs import Replacing, config_of, run
 
 EVERY = {"checkpoint": {"every_batches": 4, "keep": 9}, "evaluation": {"every_batches": 7}}
 PIPELINED = METHODS["pipelined"]
@@ -104,6 +106,25 @@ def test_checkpoints_at_an_fsspec_address_are_gone_on_from(tmp_path, pipelined):
     got = run(tmp_path / "run", **PIPELINED, **there)
     assert outcome(got) == outcome(pipelined)
     assert api.evaluate(tmp_path / "run")["test"]["accuracy"] == got.test_accuracy
+
+
+def test_a_run_that_is_being_trained_is_not_started_anew(tmp_path):
+    folder = tmp_path / "run"
+    run(folder, training={"epochs": 1})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert folder / "summary.json" in before
+    holder = Lease(folder / "lease.json")
+    holder.acquire()
+    try:
+        with pytest.raises(UserError, match="is being trained by process"):
+            api.train(config_of(folder, seed=8), fresh=True, progress=False)
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert {path for path in before if after.get(path) != before[path]} == {folder / "lease.json"}
+        holder.beat()
+    finally:
+        holder.release()
+    assert api.train(config_of(folder, seed=8), fresh=True, progress=False).seed == 8
+    assert json.loads((folder / "lease.json").read_text())["epoch"] == holder.epoch + 1
 
 
 # ---------------------------------------------------------------------- damage

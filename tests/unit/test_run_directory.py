@@ -130,15 +130,25 @@ def test_fresh_clears_what_a_run_writes_and_nothing_else(tmp_path):
     (old.checkpoints / "step-3").mkdir()
     (old.path / "notes.txt").write_text("mine")
     run_id = old.run_id
+    old.lease_json.write_text('{"epoch": 3}')
     new = RunDirectory.create(config(tmp_path / "run", seed=8), fresh=True)
-    assert sorted(path.name for path in new.path.iterdir()) == ["checkpoints", "config.yaml", "notes.txt", "run_id"]
+    assert new.is_finished, "only who holds its lease may delete it"
+    new.begin(config(tmp_path / "run", seed=8))
+    left = ["checkpoints", "config.yaml", "lease.json", "notes.txt", "run_id"]
+    assert sorted(path.name for path in new.path.iterdir()) == left
+    assert new.lease_json.read_text() == '{"epoch": 3}'
     assert (new.path / "notes.txt").read_text() == "mine" and not list(new.checkpoints.iterdir())
     assert new.run_id != run_id and not new.is_finished
     assert OmegaConf.load(new.config_yaml).seed == 8
 
 
 def test_fresh_where_nothing_is_makes_a_new_run(tmp_path):
-    assert RunDirectory.create(config(tmp_path / "run"), fresh=True).config_yaml.exists()
+    wanted = config(tmp_path / "run")
+    directory = RunDirectory.create(wanted, fresh=True)
+    directory.lease_json.write_text("{}")
+    again = RunDirectory.create(wanted, fresh=True)  # it was ended in between
+    again.begin(wanted)
+    assert again.config_yaml.exists() and stat.S_IMODE(again.path.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("fresh", [False, True])
