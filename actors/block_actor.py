@@ -18,7 +18,7 @@ from actors.seeds import seed_of
 from actors.shard import read_shard
 from actors.snapshots import Snapshots
 from actors.spec import BlockSpec, Replay
-from actors.step_mark import StepMark
+from actors.step_mark import open_step_mark
 from actors.storage import open_storage
 from actors.stretch import Slowness, Stretch
 from actors.uses import Uses
@@ -46,7 +46,7 @@ class BlockActor(ChainActor):
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
         self.spec = spec
-        self._step_mark = StepMark(spec.step_mark) if spec.step_mark is not None else None
+        self._step_mark = open_step_mark(spec.step_mark)
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ class Lease:
     def release(self) -> None:
         """Give the lease back."""
         if self._descriptor is not None:
-            if self._read(self._descriptor).get("epoch") == self.epoch:
-                self._write(held=False)
+            with suppress(OSError):  # on a full disk it ends with this process's lock
+                if self._read(self._descriptor).get("epoch") == self.epoch:
+                    self._write(held=False)
             os.close(self._descriptor)
             self._descriptor = None
 

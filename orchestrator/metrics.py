@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.event_file import EventFile
+from orchestrator.growing_file import GrowingFile
+from orchestrator.notices import Notices
 from orchestrator.summary import accuracy, mean_loss
 from orchestrator.wiring import SOURCE
 
 
 class Metrics:
-    """Appends one line per observation; opened by the orchestrator, closed at the end of the run."""
+    """Appends one line per observation; opened by the orchestrator, closed at the end of the run.
 
-    def __init__(self, jsonl: Path, tensorboard: Path) -> None:
-        self._file = jsonl.open("a", buffering=1)
+    Args:
+        jsonl: the file of the lines.
+        tensorboard: the folder of the event files.
+        say: tells the user.
+    """
+
+    def __init__(self, jsonl: Path, tensorboard: Path, say: Callable[[str], None]) -> None:
+        self._file = GrowingFile(jsonl)
         self._events = EventFile(tensorboard)
+        self.notices = Notices(self.event, say)
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
         self._stale: dict[str, Counter[int]] = {}
@@ -46,16 +55,23 @@ class Metrics:
             for edge, facts in block["receives"].items():
                 if not edge.startswith(f"{SOURCE}->"):
                     self._staleness(edge, facts["staleness"], position)
+        self._flush()
 
     def event(self, **facts: Any) -> None:
         """Record something that happened once."""
         self.events.append({"time_s": self._time(), **facts})
         self._write({"kind": "event", "time_s": self._time(), **facts})
+        self._flush()
 
     def close(self) -> None:
         """Flush and close both files."""
+        self._flush()
         self._file.close()
-        self._events.close()
+        self._events.file.close()
+
+    def _flush(self) -> None:
+        for file in (self._file, self._events.file):
+            self.notices.attempt(file.path.name, file.flush)
 
     def _staleness(self, edge: str, counts: Mapping[int, int], position: int) -> None:
         """Write the staleness of what has been trained on since the last report."""
@@ -82,7 +98,7 @@ class Metrics:
         self._seen[name] = len(evaluations)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(f"{json.dumps(entry)}\n".encode())
 
     def _time(self) -> float:
         return round(time.monotonic() - self._since, 3)

@@ -78,7 +78,8 @@ class Orchestrator:
         self.names = self.crew.blocks
         self.num_batches = plan.num_batches
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
-        self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
+        self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard, self.progress.say)
+        self.notices = self.metrics.notices
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
         checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
         self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
@@ -100,7 +101,6 @@ class Orchestrator:
         self.is_paused = False
         self.has_launched = False
         self._logged: dict[str, int] = {}
-        self._told: set[str] = set()
 
     def run(self) -> Summary:
         """Train to the end, or to the batch after a stop was asked for.
@@ -131,7 +131,7 @@ class Orchestrator:
         self.config, warning = fitted(self.config, self.plan, self.cluster.store_bytes())
         self.crew.config = self.config
         if warning is not None:
-            self._tell_once(warning, "object store")
+            self.notices.show("object store", warning)
         self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 
@@ -157,7 +157,7 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
-                self.lease.beat()
+                self.notices.attempt("lease.json", self.lease.beat)
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
 
@@ -263,19 +263,17 @@ class Orchestrator:
         if self.commits.is_due():
             self.cluster.order(SOURCE, "snapshot")
         if self.commits.error is not None:
-            self._tell_once(self.commits.error, "checkpoint failed")
+            self.notices.show("checkpoint failed", self.commits.error)
+        else:
+            self.notices.over("checkpoint failed", f"checkpoint at batch {self.commits.position} was written")
+        if self.commits.left_over is not None:
+            self.notices.show("left over", self.commits.left_over)
         if source is not None and source["waits_for_checkpoint"]:
-            self._tell_once(
+            self.notices.show(
+                "retention",
                 "the source waits for checkpoints, since more than recovery.retention_bytes would be kept; raise it "
                 "or take checkpoints more often",
-                "retention",
             )
-
-    def _tell_once(self, text: str, kind: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self.metrics.event(event=kind, reason=text)
-            self.progress.say(text)
 
     def _position(self, reports: Mapping[str, Mapping[str, Any]]) -> tuple[int, float | None]:
         """Batches that the chain is through, and its newest test accuracy; in phases, of the last block that has one"""
@@ -302,7 +300,8 @@ class Orchestrator:
         blocks = [self.facts[name] for name in self.names]
         self._log_imbalances(self.ledgers.close(self.facts))
         summary = self._summarise(blocks)
-        self.directory.write_timeline(timeline(self.facts, self.clocks))
+        spans = timeline(self.facts, self.clocks)
+        self.notices.attempt("timeline.json", lambda: self.directory.write_timeline(spans))
         self.directory.write_summary(summary.as_dict())
         self._write_status(summary.status, self.facts)
         return summary
@@ -359,12 +358,11 @@ class Orchestrator:
     def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
         batch, tested = self._position(reports)
         epoch = batch // self.plan.batches_per_epoch
-        self.directory.write_status(
-            status_of(
-                state, reports, self.names,
-                epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
-            )
+        status = status_of(
+            state, reports, self.names,
+            epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
         )  # fmt: skip
+        self.notices.attempt("status.json", lambda: self.directory.write_status(status))
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from actors.errors import UserError
+from actors.errors import RunError, UserError
 from orchestrator.config import RunConfig, load_config, resolved, same_run
 from orchestrator.config.catalog import Catalog
 from orchestrator.job_directory import run_dir_here
@@ -130,10 +130,15 @@ class RunDirectory:
                 )
 
     def keep(self, config: RunConfig) -> None:
-        """Write the run's config, which may differ from the one before in what does not make it another run."""
+        """Write the run's config, which may differ from the one before in what does not make it another run.
+
+        Raises:
+            UserError: the folder can't be written to.
+        """
         partial = self.path / ".config.yaml.partial"
-        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
-        partial.rename(self.config_yaml)
+        with self._usable():
+            partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+            partial.rename(self.config_yaml)
 
     def checkpoint_address(self, uri: str | None) -> str:
         """Return where the run's checkpoints are: `checkpoint.uri` if that is given, in a folder of the run's own."""
@@ -169,8 +174,18 @@ class RunDirectory:
         return json.loads(self.status_json.read_text())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json by rename."""
-        write_json(self.summary_json, summary)
+        """Write summary.json by rename.
+
+        Raises:
+            RunError: the disk refuses it.
+        """
+        try:
+            write_json(self.summary_json, summary)
+        except OSError as error:
+            raise RunError(
+                f"{self.summary_json}: can't be written ({error.strerror or error}), so the result is not kept; make "
+                f"room and give the same command, which goes on from the newest checkpoint"
+            ) from None
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write status.json by rename."""
@@ -234,8 +249,12 @@ def held_cuts(config: RunConfig) -> list[str] | None:
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=indent)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        with open(partial, "w") as file:
+            json.dump(value, file, indent=indent)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
