@@ -99,16 +99,16 @@ class Commits:
             return None
         self.newest, self.error = checkpoint, None
         self._since, self._is_asked = self._clock(), False
-        self._prune()
+        self._prune(position)
         for known in (self._shards, self._source):
             for old in [place for place in known if place <= position]:
                 del known[old]
         return checkpoint
 
-    def _prune(self) -> None:
+    def _prune(self, newest: int) -> None:
         """Delete what is no longer needed; what can't be deleted now is looked for again after the next checkpoint."""
         try:
-            self.checkpoints.prune(self.keep)
+            self.checkpoints.prune(self.keep, newest)
         except Exception as error:
             self.left_over = f"old checkpoints can't be deleted ({_line(error)}); training goes on"
         else:
