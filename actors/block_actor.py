@@ -39,6 +39,7 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
+        self._step_mark = open_step_mark(spec.step_mark)  # first: what fails from here on happens in no batch's step
         storage = None if spec.checkpoints is None else open_storage(spec.checkpoints)
         state: dict[str, Any] | None = None
         if spec.restore is not None:
@@ -46,7 +47,6 @@ class BlockActor(ChainActor):
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
         self.spec = spec
-        self._step_mark = open_step_mark(spec.step_mark)
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []

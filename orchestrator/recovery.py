@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import RunError
-from actors.step_mark import marked_batch
+from actors.step_mark import clear_step_mark, marked_batch
 from orchestrator.cluster.contract import Ended
 from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
@@ -27,6 +27,8 @@ class Loss:
     at_s: float
     version: int
     due_s: float
+    batch: int | None = None
+    """That it was training on."""
     is_replaced: bool = False
 
 
@@ -120,11 +122,17 @@ class Recovery:
         """Plan to replace an actor, and with it all that share its process."""
         for name in self.crew.together(failure.actor):
             version = self._known.get(name, {}).get("version", 0)
-            self.losses[name] = Loss(failure, self._clock(), version, due_s)
-            self.steps.forget(name)
+            self.losses[name] = Loss(failure, self._clock(), version, due_s, self._mark(name))
+            self._end_life(name)
+
+    def _end_life(self, name: str) -> None:
+        """What is known of a life that has ended means nothing for the next: it may die before it has begun a step."""
+        self.steps.forget(name)
+        if name != SOURCE:
+            clear_step_mark(str(self.crew.directory.step_mark(name)))
 
     def _mark(self, name: str) -> int | None:
-        """The batch that an actor was training on when it was last heard to begin a step."""
+        """The batch that an actor's life trains on, None if it has not begun one."""
         return None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
 
     def is_given_up(self, name: str) -> bool:
@@ -165,7 +173,7 @@ class Recovery:
             if name not in self.losses:
                 loss = Loss(Failure(name, "returned"), self._clock(), 0, 0.0, is_replaced=True)
                 self.losses[name] = loss
-            self.steps.forget(name)
+            self._end_life(name)
 
     def _sent_before(self) -> tuple[int | None, int]:
         """What the source's life before has sent as the last batch, if it has, and the first it can't have sent.
@@ -179,7 +187,8 @@ class Recovery:
             return last, 0
         versions = [block["version"] for block in blocks]
         begun = sum(versions) if self.crew.plan.phase_batches is not None else max(versions, default=0)
-        begun = max(begun, *(1 + (self._mark(name) or 0) for name in self.crew.blocks))
+        marks = [self._mark(name) for name in self.crew.blocks] + [loss.batch for loss in self.losses.values()]
+        begun = max(begun, *(1 + (mark or 0) for mark in marks))
         most_waiting = max((edge["capacity"] for one in facts.values() for edge in one["sends"].values()), default=0)
         return last, begun + most_waiting + 1
 
