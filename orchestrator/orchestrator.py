@@ -299,6 +299,7 @@ class Orchestrator:
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
         self._log_imbalances(self.ledgers.close(self.facts))
+        self.recovery.finish(self.facts)
         summary = self._summarise(blocks)
         spans = timeline(self.facts, self.clocks)
         self.notices.attempt("timeline.json", lambda: self.directory.write_timeline(spans))

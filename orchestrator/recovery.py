@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import RunError
@@ -14,22 +13,14 @@ from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.failures import Failure, Failures
+from orchestrator.ledger import num_lost
+from orchestrator.loss import Loss
 from orchestrator.specs import is_unordered
 from orchestrator.step_watch import StepWatch
 from orchestrator.wiring import SOURCE
 
-
-@dataclass
-class Loss:
-    """An actor that is being replaced."""
-
-    failure: Failure
-    at_s: float
-    version: int
-    due_s: float
-    batch: int | None = None
-    """That it was training on."""
-    is_replaced: bool = False
+LATE_S = 10.0
+"""A fault is told of when it is over, and also before if it lasts longer than this."""
 
 
 class Recovery:
@@ -56,6 +47,10 @@ class Recovery:
         self.losses: dict[str, Loss] = {}
         self.steps = StepWatch(config.recovery.step_deadline_s, clock)
         self._known: dict[str, Mapping[str, Any]] = {}
+        self._settling: dict[str, Loss] = {}
+        """Actors that run again, of which it is not known yet what was lost with them."""
+        self._num_told = 0
+        """Messages that the user knows to be lost."""
 
     # ------------------------------------------------------------------ hearing of actors
 
@@ -63,6 +58,8 @@ class Recovery:
         """Take in the reports that have just come."""
         self._known |= {name: facts for name, facts in reports.items() if not self.is_given_up(name)}
         self.steps.heard(reports)
+        for name in [name for name in self._settling if name in reports]:
+            self._settle(name, reports[name])
 
     def hung(self) -> list[Ended]:
         """Return the actors whose step or silence lasts past the deadline, as lost ones."""
@@ -114,16 +111,22 @@ class Recovery:
             raise RunError(f"{name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
         if why := self.failures.add(failure):
             raise RunError(f"{why}\n{ended.traceback}".rstrip())
-        are, go = ("is", "it goes") if len(together) == 1 else ("are", "they go")
-        self.say(f"{' and '.join(together)} {are} lost ({ended.reason}); {go} on from {self._where()}")
-        self._lose(failure, now + self.failures.wait_s(name))
+        self._lose(failure, now + self.failures.wait_s(name), is_fault=True)
 
-    def _lose(self, failure: Failure, due_s: float) -> None:
+    def _lose(self, failure: Failure, due_s: float, *, is_fault: bool = False) -> None:
         """Plan to replace an actor, and with it all that share its process."""
         for name in self.crew.together(failure.actor):
-            version = self._known.get(name, {}).get("version", 0)
-            self.losses[name] = Loss(failure, self._clock(), version, due_s, self._mark(name))
+            self._settle(name)
+            silent_s, mark = self.steps.silent_s(name), self._mark(name)
+            loss = Loss(failure, self._clock(), self._version(name), due_s, silent_s, mark, is_fault)
+            if (before := self.losses.get(name)) is not None and before.is_fault:
+                loss.at_s, loss.silent_s, loss.version = before.at_s, before.silent_s, before.version
+                loss.earlier, loss.is_told = [*before.earlier, before.failure.reason], before.is_told
+            self.losses[name] = loss
             self._end_life(name)
+
+    def _version(self, name: str) -> int:
+        return self._known.get(name, {}).get("version", 0)
 
     def _end_life(self, name: str) -> None:
         """What is known of a life that has ended means nothing for the next: it may die before it has begun a step."""
@@ -141,11 +144,12 @@ class Recovery:
 
     def replace_due(self) -> None:
         """Begin to replace what is lost and has waited long enough."""
+        self._tell_late()
         due = [name for name, loss in self.losses.items() if not loss.is_replaced and self._clock() >= loss.due_s]
         if not due:
             return
         for name in due:
-            self.losses[name].is_replaced = True
+            self.losses[name].is_replaced, self.losses[name].position = True, self.commits.position
         if self.mode == "global":
             self._return_all(due)
             return
@@ -158,21 +162,70 @@ class Recovery:
         loss = self.losses.pop(name, None)
         if loss is None:
             return
-        recovered_s = self._clock() - loss.at_s
-        repeated = max(0, loss.version - self.commits.position - 1)
+        loss.back_s = self._clock()
+        self._settling[name] = loss
+        if not is_unordered(self.crew.config):  # nothing is lost
+            self._settle(name)
+
+    def _settle(self, name: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Tell of a loss that is over, once what was lost is known: when the next life has got through a step.
+
+        Args:
+            name: of the actor.
+            facts: its newest report; None: nothing more will be known.
+        """
+        loss = self._settling.get(name)
+        if loss is None:
+            return
+        if facts is not None and not facts["done"]:
+            if loss.back_version is None:
+                loss.back_version = facts["version"]
+            if facts["version"] == loss.back_version:
+                return
+        del self._settling[name]
+        is_told, lost = loss.failure.actor == name, 0
+        if is_told:
+            lost = max(0, num_lost(self._known) - self._num_told)
+            self._num_told += lost
+        repeated = self._num_repeated(name, loss)
         self.event(
-            event="recovered", actor=name, after_s=round(recovered_s, 3), batches_repeated=repeated,
-            restarts=self.crew.restarts[name],
+            event="recovered", actor=name, after_s=round(loss.after_s, 3), batches_repeated=repeated,
+            restarts=self.crew.restarts[name], noticed_within_s=round(loss.silent_s, 3), messages_lost=lost,
         )  # fmt: skip
-        self.say(f"{name} is back after {recovered_s:.1f} s and repeats {repeated} batches")
+        if is_told:
+            self.say(loss.line(self.crew.together(name), repeated, lost, all_return=self.mode == "global"))
+
+    def _num_repeated(self, name: str, loss: Loss) -> int:
+        """The batches that a life does again: those after the checkpoint that the one before had finished."""
+        phase, begins = self.crew.plan.phase_batches, 0
+        if phase is not None and name != SOURCE:
+            begins = self.crew.blocks.index(name) * phase
+        return max(0, min(loss.version, begins + loss.version - loss.position - 1))
+
+    def finish(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell what is left to tell, when every actor has ended with these facts."""
+        self._known |= facts
+        for name in list(self._settling):
+            self._settle(name)
+        if total := num_lost(facts):
+            self.say(f"{total} messages were lost with processes that died; the run's edges in summary.json say where")
+
+    def _tell_late(self) -> None:
+        """Tell of faults that last; the line of one that is over soon says everything."""
+        for name, loss in self.losses.items():
+            if loss.is_fault and not loss.is_told and self._clock() - loss.at_s > LATE_S:
+                loss.is_told = True
+                if loss.failure.actor == name:
+                    self.say(f"{name} is lost ({loss.failure.reason}), and no other life of it runs yet")
 
     def _return_all(self, due: list[str]) -> None:
         self.commits.forget_uncommitted()
         self.crew.return_all(due, self.commits.newest)
         for name in self.crew.names:
             if name not in self.losses:
-                loss = Loss(Failure(name, "returned"), self._clock(), 0, 0.0, is_replaced=True)
-                self.losses[name] = loss
+                self._settle(name)
+                loss = Loss(Failure("", "all return"), self._clock(), self._version(name), 0.0, is_replaced=True)
+                loss.position, self.losses[name] = self.commits.position, loss
             self._end_life(name)
 
     def _sent_before(self) -> tuple[int | None, int]:
@@ -191,6 +244,3 @@ class Recovery:
         begun = max(begun, *(1 + (mark or 0) for mark in marks))
         most_waiting = max((edge["capacity"] for one in facts.values() for edge in one["sends"].values()), default=0)
         return last, begun + most_waiting + 1
-
-    def _where(self) -> str:
-        return f"the checkpoint at batch {self.commits.position}" if self.commits.newest else "the beginning"

@@ -316,12 +316,21 @@ UNORDERED = {
 @pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("actor", ["block0", "block1", "block2", "source"])
 @pytest.mark.parametrize("how", UNORDERED)
-def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(tmp_path, how, actor, mode):
+def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(
+    tmp_path, monkeypatch, how, actor, mode
+):
+    said = []
+    monkeypatch.setattr(TrainingProgress, "say", lambda self, text: said.append(text))
     sections = {**UNORDERED[how], **KEEPING, "recovery": {"mode": mode}, "optimizer": {"lr": 0.01}}
     at = "snapshot" if actor == "source" else "step"
     got = run(tmp_path / "run", **sections, faults={"kill": [kill(actor, 11, at)]})
     assert got.status == "completed" and lost(got) == [actor]
     assert all(block["version"] >= 15 for block in got.blocks)
     assert not [event for event in got.events if event["event"] == "imbalance"]
-    assert sum(edge["lost"] for edge in got.edges) <= 40
+    total = sum(edge["lost"] for edge in got.edges)
+    assert total <= 40
+    assert [line.split()[0] for line in said if "messages were lost with" in line] == ([str(total)] if total else [])
+    faults = [event for event in got.events if event["event"] == "recovered" and event["actor"] == actor]
+    assert [event["messages_lost"] for event in faults] == [total]
+    assert len([line for line in said if f"{actor} is back after" in line]) == 1, said
     assert got.test_accuracy is not None

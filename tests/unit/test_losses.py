@@ -34,6 +34,7 @@ class Run:
         self.blocks = ["block0", "block1", "block2"]
         self.names = [SOURCE, *self.blocks]
         self.newest, self.restarts = None, dict.fromkeys(self.names, 0)
+        self.plan, self.shared = make_plan(config), {}
         self.replaced, self.events, self.said = [], [], []
         self.recovery = Recovery(config, self, self, self.event, self.said.append, lambda: self.now)
         self.recovery.steps.begin(self.names)
@@ -49,7 +50,7 @@ class Run:
         pass
 
     def together(self, name):
-        return [name]
+        return self.shared.get(name, [name])
 
     def replace(self, names, checkpoint, last_batch, first_new):
         self.replaced += names
@@ -57,8 +58,9 @@ class Run:
     def return_all(self, names, checkpoint):
         self.replaced += self.names
 
-    def report(self, version, names=None, **facts):
-        one = {"version": version, "busy_s": 0.0, **facts}
+    def report(self, version, names=None, lost=0, **facts):
+        receives = {"an edge": {"lost": lost}}
+        one = {"version": version, "busy_s": 0.0, "done": False, "receives": receives, **facts}
         self.recovery.heard(dict.fromkeys(self.names if names is None else names, one))
 
     def mark(self, name, batch):
@@ -149,3 +151,110 @@ def test_what_a_life_that_was_given_up_still_says_means_nothing_for_the_next(tmp
     run.report(40)
     assert run.replaced == ["block1"]
     assert run.recovery.steps.deadline_s("block1") == FIRST_STEP_S and run.recovery.hung() == []
+
+
+# ---------------------------------------------------------------------- what the user reads
+
+
+def lost_and_back(run, name="block1", after_s=3.4, version=52):
+    """An actor was heard 0.3 s before its death was noticed, and is back some seconds later."""
+    run.newest = Checkpoint(40)
+    run.report(version)
+    run.now += 0.3
+    run.lose(name)
+    run.newest = Checkpoint(44)  # the others go on, and what it repeats is counted from where it began
+    run.now += after_s
+    run.recovery.joined(name)
+
+
+def test_one_line_says_everything_about_a_fault(tmp_path):
+    run = Run(tmp_path / "run")
+    lost_and_back(run)
+    assert run.said == [
+        "block1 is back after 3.4 s (its process died, noticed within 0.3 s); repeats 11 batches from the checkpoint "
+        "at batch 40, 0 messages lost"
+    ]
+    recovered = run.events[-1]
+    assert recovered["event"] == "recovered" and recovered["batches_repeated"] == 11
+    assert (recovered["noticed_within_s"], recovered["after_s"], recovered["messages_lost"]) == (0.3, 3.4, 0)
+    run.recovery.finish({})
+    assert len(run.said) == 1
+
+
+def test_where_blocks_take_what_comes_the_line_waits_until_it_is_known_what_was_lost(tmp_path):
+    run = Run(tmp_path / "run", schedule={"name": "replay"})
+    lost_and_back(run)
+    assert run.said == []
+    run.report(41, names=["block1"])
+    run.report(57, names=["block2"], lost=2)
+    run.report(41, names=["block1"], lost=3)
+    assert run.said == []
+    run.report(42, names=["block1"], lost=3)
+    assert len(run.said) == 1 and run.said[0].endswith("from the checkpoint at batch 40, 5 messages lost")
+    run.lose("block2")
+    run.recovery.joined("block2")
+    facts = {name: {"receives": {"edge": {"lost": 4}}} for name in ("block1", "block2")}
+    run.recovery.finish(facts)
+    assert run.said[1].endswith("from the checkpoint at batch 44, 3 messages lost")
+    assert run.said[2].startswith("8 messages were lost with processes that died")
+
+
+def test_where_all_return_the_line_says_so_and_every_actor_tells_what_it_repeats(tmp_path):
+    run = Run(tmp_path / "run", recovery={"mode": "global"})
+    run.newest = Checkpoint(40)
+    run.report(52)
+    run.lose("block1")
+    for name in run.names:
+        run.recovery.joined(name)
+    assert run.said == [
+        "block1 is back after 0.0 s (its process died, noticed within 0.0 s); all return and repeat 11 batches from "
+        "the checkpoint at batch 40, 0 messages lost"
+    ]
+    repeated = {event["actor"]: event["batches_repeated"] for event in run.events if event["event"] == "recovered"}
+    assert repeated == dict.fromkeys(run.names, 11)
+
+
+def test_actors_of_one_process_share_a_line(tmp_path):
+    run = Run(tmp_path / "run")
+    run.shared = {name: ["block1", "block2"] for name in ("block1", "block2")}
+    run.report(5)
+    run.lose("block2")
+    for name in ("block1", "block2"):
+        run.recovery.joined(name)
+    assert len(run.said) == 1
+    assert run.said[0].startswith("block1 and block2 are back after 0.0 s")
+    assert run.said[0].endswith("repeat 5 batches from the beginning, 0 messages lost")
+
+
+def test_a_life_that_dies_before_it_runs_is_told_in_the_same_line(tmp_path):
+    run = Run(tmp_path / "run")
+    run.report(5)
+    run.lose("block1")
+    run.now += 2.0
+    run.lose("block1", "it was not ready")
+    run.now += 2.0
+    run.recovery.joined("block1")
+    assert len(run.said) == 1
+    assert "block1 is back after 4.0 s (its process died; then it was not ready" in run.said[0]
+
+
+def test_a_fault_that_lasts_is_told_of_before_it_is_over(tmp_path):
+    run = Run(tmp_path / "run")
+    run.report(5)
+    run.lose("block1")
+    for _ in range(25):
+        run.now += 1.0
+        run.recovery.replace_due()
+    assert run.said == ["block1 is lost (its process died), and no other life of it runs yet"]
+    run.recovery.joined("block1")
+    assert len(run.said) == 2 and "is back after 25.0 s" in run.said[1]
+
+
+def test_under_sequential_a_block_repeats_its_own_batches_only(tmp_path):
+    """Each of three blocks has 22 batches; block1 has done 11 of its own, and the checkpoint covers 8 of them."""
+    run = Run(tmp_path / "run", schedule={"name": "sequential"})
+    run.newest = Checkpoint(29)
+    run.report(11)
+    run.lose("block1")
+    run.recovery.joined("block1")
+    assert run.events[-1]["batches_repeated"] == 3
