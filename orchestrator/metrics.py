@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.earlier_jobs import evaluation_key, read_earlier_jobs
 from orchestrator.event_file import EventFile
 from orchestrator.growing_file import GrowingFile
 from orchestrator.notices import Notices
@@ -26,13 +27,15 @@ class Metrics:
     """
 
     def __init__(self, jsonl: Path, tensorboard: Path, say: Callable[[str], None]) -> None:
+        self.earlier = read_earlier_jobs(jsonl)
         self._file = GrowingFile(jsonl)
         self._events = EventFile(tensorboard)
         self.notices = Notices(self.event, say)
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
         self._stale: dict[str, Counter[int]] = {}
-        self.events: list[dict[str, Any]] = []
+        self.events = list(self.earlier.events)
+        """Of all jobs; `time_s` counts from the start of each."""
 
     def observe(self, position: int, blocks: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the blocks' reports."""
@@ -85,13 +88,14 @@ class Metrics:
             if not evaluation["sums"]:
                 continue
             facts = {"accuracy": accuracy(evaluation), "loss": mean_loss(evaluation)}
-            self._write(
-                {
-                    "kind": "evaluation", "time_s": self._time(), "block": name,
-                    "split": evaluation["split"], "batch": evaluation["batch_id"],
-                    "at_s": round(evaluation["at_s"], 3), **facts,
-                }
-            )  # fmt: skip
+            line = {
+                "kind": "evaluation", "time_s": self._time(), "block": name,
+                "split": evaluation["split"], "batch": evaluation["batch_id"],
+                "at_s": round(evaluation["at_s"], 3), **facts,
+            }  # fmt: skip
+            if evaluation_key(line) in self.earlier.evaluations:
+                continue  # it came with the snapshot that its block goes on from
+            self._write(line)
             for fact, value in facts.items():
                 if value is not None:
                     self._events.scalar(f"{name}/{evaluation['split']}_{fact}", value, evaluation["batch_id"])

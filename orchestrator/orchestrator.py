@@ -310,7 +310,8 @@ class Orchestrator:
     def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
         last = blocks[-1]
         digests = {name: digest for facts in blocks for name, digest in facts["digests"].items()}
-        entries = [block_entry(facts, self.crew.restarts[facts["name"]]) for facts in blocks]
+        restarts = self.crew.restarts + self.metrics.earlier.restarts
+        entries = [block_entry(facts, restarts[facts["name"]]) for facts in blocks]
         trained = self.facts[SOURCE]["version"]
         epochs = trained // self.plan.batches_per_epoch
         before = 0 if self.start_from is None else self.start_from.position + 1
