@@ -48,7 +48,8 @@ def train(
     if not isinstance(config, RunConfig):
         config = config_from_mapping(config, find_catalog())
     check_machine(config)
-    config = with_cuts(config, fresh=fresh, show=Console(stderr=True, quiet=not progress, highlight=False).print)
+    say = Console(stderr=True, quiet=not progress, highlight=False).print
+    config = with_cuts(config, fresh=fresh, show=say)
     plan = make_plan(config)
     check_sharing(config, len(plan.blocks))  # again, since automatic cuts have come after the config's own checks
     directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
@@ -60,7 +61,7 @@ def train(
                 f"training.epochs: got {config.training.epochs}, but {directory.path} was trained block after block to "
                 f"its end, and each block would need the epochs at its turn; choose another run_dir"
             )
-    lease = Lease(directory.lease_json)
+    lease = Lease(directory.lease_json, say)
     lease.acquire()
     is_new = fresh or lease.epoch == 1
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,14 +71,16 @@ class Checkpoints:
         run: name of the run; manifests of another one are damaged.
         points: where this process dies, for tests.
         cut: the names of the layers of the blocks whose checkpoints are committed.
+        fence: raises UserError once another orchestrator has taken over: nothing is committed or deleted then.
     """
 
     def __init__(
         self, storage: Storage, run: str | None = None, points: FailPoints = NO_FAIL_POINTS,
-        cut: Sequence[Sequence[str]] = (),
+        cut: Sequence[Sequence[str]] = (), fence: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.storage, self.run, self.points = storage, run, points
         self.cut = tuple(tuple(layers) for layers in cut)
+        self._fence = fence
         self._verified: set[int] = set()
 
     def commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Checkpoint:
@@ -87,6 +89,7 @@ class Checkpoints:
         Raises:
             RunError: a shard is not what was written.
             OSError: the manifest can't be written.
+            UserError: another orchestrator has taken over.
         """
         checkpoint = Checkpoint(self.storage, position, tuple(shards), source, self.cut)
         if damage := checkpoint.damage():
@@ -100,6 +103,7 @@ class Checkpoints:
             "source": dict(source),
         }
         data = json.dumps(manifest, indent=1).encode()
+        self._fence()
         self.storage.write(f"{checkpoint.folder}/{MANIFEST}", data, self.points.at(position))
         self._verified.add(position)
         self.points.reach("written", position)
@@ -156,6 +160,9 @@ class Checkpoints:
         Args:
             keep: how many stay.
             newest: position of the one that was committed last: nothing goes before its successor is safe.
+
+        Raises:
+            UserError: another orchestrator has taken over.
         """
         kept: list[Checkpoint] = []
         for checkpoint in reversed(self.all()[0]):
@@ -163,6 +170,7 @@ class Checkpoints:
                 break
             if checkpoint.position <= newest and self._verifies(checkpoint):
                 kept.append(checkpoint)
+        self._fence()
         for folder in self.storage.folders() if kept else ():
             if folder.startswith("batch-") and folder < kept[-1].folder:
                 self.storage.delete(folder)

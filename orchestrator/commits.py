@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from actors.errors import UserError
 from actors.shard import ShardFile
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
@@ -62,6 +63,9 @@ class Commits:
         Args:
             source: the source's report, if there is one.
             blocks: the blocks' reports, first to last.
+
+        Raises:
+            UserError: another orchestrator has taken over.
         """
         if source is not None:
             positions = source["positions"].items()
@@ -94,6 +98,8 @@ class Commits:
         shards = [self._shards[position][name] for name in names]
         try:
             checkpoint = self.checkpoints.commit(position, shards, self._source[position])
+        except UserError:  # another orchestrator has taken over
+            raise
         except Exception as error:  # a full disk, a network, a credential: training goes on without this checkpoint
             self._fail(position, _line(error))
             return None
@@ -109,6 +115,8 @@ class Commits:
         """Delete what is no longer needed; what can't be deleted now is looked for again after the next checkpoint."""
         try:
             self.checkpoints.prune(self.keep, newest)
+        except UserError:
+            raise
         except Exception as error:
             self.left_over = f"old checkpoints can't be deleted ({_line(error)}); training goes on"
         else:

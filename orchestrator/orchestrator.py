@@ -81,7 +81,7 @@ class Orchestrator:
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard, self.progress.say)
         self.notices = self.metrics.notices
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
-        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
+        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks, lease.beat)
         self.start_from, self.goes_on = checkpoints.resume_point(is_finished=directory.is_finished)
         self.commits = Commits(
             checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
@@ -157,7 +157,6 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
-                self.notices.attempt("lease.json", self.lease.beat)
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
 
@@ -238,6 +237,7 @@ class Orchestrator:
             self.cluster.order(name, "pause")
 
     def _observe(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        self.notices.attempt("lease.json", self.lease.beat)
         self.known |= reports
         blocks = {name: self.known[name] for name in self.names if name in self.known}
         if len(blocks) < len(self.names):

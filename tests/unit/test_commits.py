@@ -1,11 +1,15 @@
 """When snapshots become a checkpoint, and what a storage that fails means for the run."""
 
+import json
+
 import pytest
 
+from actors.errors import UserError
 from actors.shard import stage, write_shard
 from actors.storage import RemoteStorage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.commits import Commits
+from orchestrator.lease import Lease
 
 
 class StoreError(Exception):
@@ -18,7 +22,9 @@ class Written:
     def __init__(self, address, monkeypatch):
         self.storage, self.failing = RemoteStorage(f"memory://{address}"), set()
         self.now = 0.0
-        self.commits = Commits(Checkpoints(self.storage, "run"), 1, 10.0, lambda: self.now)
+        self.fence = lambda: None
+        checkpoints = Checkpoints(self.storage, "run", fence=lambda: self.fence())
+        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now)
         self.shards, self.positions = {}, {}
         for name in ("read", "write", "names", "delete"):
             monkeypatch.setattr(self.storage, name, self._failing(name, getattr(self.storage, name)))
@@ -69,3 +75,17 @@ def test_old_checkpoints_that_cannot_be_deleted_stop_nothing_and_go_later(tmp_pa
     written.failing = set()
     assert written.stored == [3, 7]
     assert written.snapshot(11) == [11] and written.commits.left_over is None and written.stored == [11]
+
+
+def test_once_another_orchestrator_has_taken_over_nothing_is_committed_and_nothing_deleted(tmp_path, monkeypatch):
+    written, lease = Written(tmp_path.name, monkeypatch), Lease(tmp_path / "lease.json")
+    lease.acquire()
+    written.fence = lease.beat
+    assert written.snapshot(3) == [3]
+    (tmp_path / "lease.json").write_text(json.dumps({"epoch": 2, "pid": 1, "host": "elsewhere", "held": True}))
+    with pytest.raises(UserError, match="is being trained by process 1 on elsewhere"):
+        written.snapshot(7)
+    assert written.stored == [3]
+    with pytest.raises(UserError, match="is being trained by"):
+        written.commits.checkpoints.prune(1, 3)
+    lease.release()
