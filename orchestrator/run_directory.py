@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,9 @@ class RunDirectory:
         return str(self.checkpoints) if uri is None else f"{uri.rstrip('/')}/{self.run_id[:12]}"
 
     def step_mark(self, actor: str) -> Path:
-        """Return the file that says which batch an actor trains on."""
-        self.steps.mkdir(mode=0o700, exist_ok=True)
+        """Return the file that says which batch an actor trains on; there is none where the disk refuses it."""
+        with suppress(OSError):
+            self.steps.mkdir(mode=0o700, exist_ok=True)
         return self.steps / actor
 
     @property

@@ -12,6 +12,7 @@ from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
+from orchestrator.step_watch import StepWatch
 from tests.runs import block_weights, run
 
 LONG = {"training": {"epochs": 8}, "evaluation": {"every_epochs": 0}, "network": {"blocks": 3}}
@@ -79,7 +80,9 @@ def test_a_bound_and_a_capacity_change_while_it_runs_and_no_weight_does(tmp_path
     assert [event["values"] for event in events(job.folder, "control")] == [{"staleness.max": 1, "buffers.capacity": 9}]
 
 
-def test_a_paused_run_stands_still_until_it_is_resumed(job):
+def test_a_paused_run_stands_still_until_it_is_resumed(job, monkeypatch):
+    counted, restart = [], StepWatch.restart
+    monkeypatch.setattr(StepWatch, "restart", lambda watch: (counted.append(watch), restart(watch)))
     control.ask(job.folder, ["pause"])
     job.until(lambda state, batch: state == "paused")
     seen = []
@@ -87,6 +90,7 @@ def test_a_paused_run_stands_still_until_it_is_resumed(job):
     control.ask(job.folder, ["resume"])
     job.until(lambda state, batch: batch > seen[-1])
     assert job.end().status == "completed"
+    assert len(counted) == 2, "its seconds count as nobody's step or silence"
 
 
 def test_a_snapshot_is_committed_while_it_runs(job):
