@@ -18,7 +18,7 @@ from actors.seeds import seed_of
 from actors.shard import read_shard
 from actors.snapshots import Snapshots
 from actors.spec import BlockSpec, Replay
-from actors.step_mark import StepMark
+from actors.step_mark import open_step_mark
 from actors.storage import open_storage
 from actors.stretch import Slowness, Stretch
 from actors.uses import Uses
@@ -39,6 +39,7 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
+        self._step_mark = open_step_mark(spec.step_mark)  # first: what fails from here on happens in no batch's step
         storage = None if spec.checkpoints is None else open_storage(spec.checkpoints)
         state: dict[str, Any] | None = None
         if spec.restore is not None:
@@ -46,7 +47,6 @@ class BlockActor(ChainActor):
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
         self.spec = spec
-        self._step_mark = StepMark(spec.step_mark) if spec.step_mark is not None else None
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []
@@ -147,6 +147,7 @@ class BlockActor(ChainActor):
         return super().report() | {
             "index": self.spec.index,
             "updates": self.block.updates,
+            "may_compile": self.block.may_compile,
             "num_skipped": self.block.finiteness.num_skipped,
             "uses": self.uses.as_dict(),
             "loss": None if loss is None else float(loss),

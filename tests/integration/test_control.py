@@ -15,6 +15,7 @@ from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
+from orchestrator.step_watch import StepWatch
 from tests.conftest import ROOT
 from tests.runs import assert_balanced, block_weights, run
 
@@ -108,7 +109,9 @@ def test_the_command_changes_a_job_over_ray_from_another_process(tmp_path, ray_c
     assert {edge["capacity"] for edge in summary.edges} == {16}
 
 
-def test_a_paused_run_stands_still_until_it_is_resumed(job):
+def test_a_paused_run_stands_still_until_it_is_resumed(job, monkeypatch):
+    counted, restart = [], StepWatch.restart
+    monkeypatch.setattr(StepWatch, "restart", lambda watch: (counted.append(watch), restart(watch)))
     control.ask(job.folder, ["pause"])
     job.until(lambda state, batch: state == "paused")
     seen = []
@@ -116,6 +119,7 @@ def test_a_paused_run_stands_still_until_it_is_resumed(job):
     control.ask(job.folder, ["resume"])
     job.until(lambda state, batch: batch > seen[-1])
     assert job.end().status == "completed"
+    assert len(counted) == 2, "its seconds count as nobody's step or silence"
 
 
 def test_a_snapshot_is_committed_while_it_runs(job):

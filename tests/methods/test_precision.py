@@ -361,6 +361,26 @@ def test_every_layer_of_a_long_block_is_compiled(traced_only):
     assert len(traced_only) - before >= 13
 
 
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_block_says_which_steps_may_compile(monkeypatch, compile):
+    """The first of every kind and size; nobody then takes it for a process that hangs."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    config = cnn_config(rule={"name": "local"}, training={"epochs": 1, "compile": compile})
+    plan = make_plan(config)
+    block = Block(block_spec(config, plan, 0, "run", None), plan.shapes[0])
+    said = []
+
+    def step(size, kind=Kind.ACTIVATION):
+        tensors = {"h": torch.randn(size, *plan.shapes[0]), "labels": torch.zeros(size, dtype=torch.long)}
+        message = Message(kind, len(said), Flags.NONE, tensors=tensors, split="test")
+        (block.now if kind is Kind.ACTIVATION else block.evaluate)(message)
+        said.append(block.may_compile)
+
+    for size, kind in [(8, Kind.ACTIVATION), (8, Kind.ACTIVATION), (8, Kind.EVALUATION), (5, Kind.ACTIVATION)] * 2:
+        step(size, kind)
+    assert said == [compile, False, compile, compile] + [False] * 4
+
+
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     from actors.errors import UserError
 
