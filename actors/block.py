@@ -55,6 +55,9 @@ class Block:
         self.accumulated = {"weights": 0, "heads": 0, "synthesizer": 0}
         self.head_updates = 0
         self.synthesizer_updates = 0
+        self.may_compile = False
+        """Whether the newest step is the first of its kind and size, for which layers are compiled anew."""
+        self._kinds: set[tuple[str, tuple[int, ...]]] = set()
         self.finiteness = Finiteness(spec.index, is_skipping=spec.on_nonfinite == "skip")
         self._apply_machine()
         layers = network_layers(spec.network, spec.raw.shape, spec.num_classes, spec.seed)
@@ -151,6 +154,7 @@ class Block:
             message: its `h` [B, ...] is the block's input, or the raw input if that drives the block.
             raw: the network's input [B, ...], if it came on an edge of its own.
         """
+        self._begin("train", message)
         fields = self.on_device({k: v for k, v in message.tensors.items() if k != "h"})
         received = self.on_device({"h": message.tensors["h"]})["h"]
         if "raw_input" in self.spec.fields:
@@ -162,6 +166,12 @@ class Block:
         up = self.rule.leave(p.h)
         self.finiteness.check("the activation", [up])
         return up
+
+    def _begin(self, kind: str, message: Message) -> None:
+        """Note whether a step is one for which layers are compiled."""
+        step = (kind, tuple(message.tensors["h"].shape))
+        self.may_compile = self.spec.machine.compile and step not in self._kinds
+        self._kinds.add(step)
 
     def learn(self, message: Message) -> Sent:
         """After its forward pass: the objective's credit if there is one, the rule's `now`."""
@@ -215,6 +225,7 @@ class Block:
 
     def forward_frozen(self, message: Message) -> Tensor:
         """Return the activation [B, ...] of a block that has been trained to its end, for a later block to train on."""
+        self._begin("frozen", message)
         fields = self.on_device(message.tensors)
         entered = self.rule.enter(fields.pop("h"), Batch(message.batch_id, message.version, fields))
         with torch.no_grad(), self.precision.autocast():
@@ -281,6 +292,7 @@ class Block:
 
     def evaluate(self, message: Message) -> tuple[dict[str, Tensor], Evaluation | None]:
         """Run one evaluation batch; return what goes up and, after a split's last batch, its sums."""
+        self._begin("evaluate", message)
         with self.precision.autocast():
             up = self.evaluator.run(message, self.on_device(message.tensors), self.version)
         labels = {name: t for name, t in message.tensors.items() if name not in ("h", VOTES)}

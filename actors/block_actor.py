@@ -18,7 +18,7 @@ from actors.seeds import seed_of
 from actors.shard import read_shard
 from actors.snapshots import Snapshots
 from actors.spec import BlockSpec, Replay
-from actors.step_mark import StepMark
+from actors.step_mark import open_step_mark
 from actors.storage import open_storage
 from actors.stretch import Slowness, Stretch
 from actors.uses import Uses
@@ -39,6 +39,7 @@ class BlockActor(ChainActor):
     """
 
     def __init__(self, spec: BlockSpec, shape: tuple[int, ...]) -> None:
+        self._step_mark = open_step_mark(spec.step_mark)  # first: what fails from here on happens in no batch's step
         storage = None if spec.checkpoints is None else open_storage(spec.checkpoints)
         state: dict[str, Any] | None = None
         if spec.restore is not None:
@@ -46,7 +47,6 @@ class BlockActor(ChainActor):
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
         self.spec = spec
-        self._step_mark = StepMark(spec.step_mark) if spec.step_mark is not None else None
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)
         self.evaluations: list[Evaluation] = []
@@ -84,7 +84,7 @@ class BlockActor(ChainActor):
             self.block, edges, self.times,
             snapshot=self._take_snapshot,
             report=self._note_evaluation,
-            trained=lambda message: self.on_trained(message, edges.driver),
+            trained=self.on_trained,
             is_paced=lambda: self.bound is not None,
         )  # fmt: skip
         if self.restored is not None:
@@ -110,11 +110,12 @@ class BlockActor(ChainActor):
         return self.replay.run()
 
     def count_staleness(self, message: Message, edge: str) -> None:
-        """Count a use that begins now, of a message so many versions old; die here if a test says so."""
-        if self._step_mark is not None:
-            self._step_mark.set(message.batch_id)
-        self.points.reach("step", message.batch_id)
-        self.uses.begin(message.batch_id)
+        """Count how old a message is; one that drives begins a use, at which a block dies if a test says so."""
+        if edge == self.spec.edges.driver:
+            if self._step_mark is not None:
+                self._step_mark.set(message.batch_id)
+            self.points.reach("step", message.batch_id)
+            self.uses.begin(message.batch_id)
         super().count_staleness(message, edge)
 
     def _note_evaluation(self, evaluation: Evaluation) -> None:
@@ -146,6 +147,7 @@ class BlockActor(ChainActor):
         return super().report() | {
             "index": self.spec.index,
             "updates": self.block.updates,
+            "may_compile": self.block.may_compile,
             "num_skipped": self.block.finiteness.num_skipped,
             "uses": self.uses.as_dict(),
             "loss": None if loss is None else float(loss),

@@ -167,7 +167,7 @@ class ChainActor:
         self.promise(edge, message.version + 1)
 
     def count_staleness(self, message: Message, edge: str) -> None:
-        """Count a message that training starts on, and how many versions its producer has finished since."""
+        """Count a message that training starts on, by the versions its producer is known to have finished since."""
         self.staleness[edge][max(0, self.inboxes[edge].producer_version - 1 - message.version)] += 1
 
     def promise(self, edge: str, version: int) -> None:

@@ -40,7 +40,7 @@ class BlockProgram:
         times: told what the compute thread is busy with.
         snapshot: called at the position of a batch that carries the order.
         report: called with the sums of an evaluated split.
-        trained: called with every message that training starts on.
+        trained: called with every message that training starts on, and its edge; a late activation's among them.
         is_paced: whether a staleness bound holds between this block and the next.
     """
 
@@ -52,7 +52,7 @@ class BlockProgram:
         *,
         snapshot: Callable[[int], None],
         report: Callable[[Evaluation], None],
-        trained: Callable[[Message], None],
+        trained: Callable[[Message, str], None],
         is_paced: Callable[[], bool] = bool,
     ) -> None:
         self.block, self.edges, self.times = block, edges, times
@@ -184,7 +184,7 @@ class BlockProgram:
     def _train(self, message: Message) -> Program:
         self.times.at(message.batch_id)
         raw = yield from self._raw_input(message.batch_id)
-        self.trained(message)
+        self.trained(message, self.edges.driver)
         with self.times.within("compute", "forward"):
             up = self.block.forward(message, raw)
         if self.edges.up is not None:
@@ -234,6 +234,7 @@ class BlockProgram:
     def _late_activation(self, late: LateInput, due: int) -> Program:
         message = yield from self._activation_of(due)
         assert message is not None, f"edge {late.edge}: ended before batch {due}"
+        self.trained(message, late.edge)
         with self.times.within("compute", "late_activation"):
             sent = self.block.late_activation(message, due)
         yield from self._updates(sent, due)

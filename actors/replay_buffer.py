@@ -15,9 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 Item = TypeVar("Item")
 
 Order = Literal["fifo", "lifo", "uniform", "least_used"]
-_COUNTS = (
-    "num_inserted", "num_accepted", "num_sampled", "trained", "num_bytes", "_newest_version", "_promised",
-)  # fmt: skip
+_COUNTS = ("num_inserted", "trained", "num_bytes", "_newest_version", "_promised", "_owed")
 OnFull = Literal["block", "drop_oldest", "drop_newest"]
 
 
@@ -100,14 +98,14 @@ class ReplayBuffer(Generic[Item]):
         self.settings = settings
         self.draw = draw
         self.num_inserted = 0
-        self.num_accepted = 0
-        self.num_sampled = 0
         self.trained = 0
         self.dropped: Counter[str] = Counter()
         self.num_bytes = 0
         self._entries: OrderedDict[int, Entry[Item]] = OrderedDict()
         self._newest_version = -1
         self._promised = 0
+        self._owed = 0.0
+        """Uses that go with what has arrived, less those that there were; where the limiter looks at it."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -118,8 +116,7 @@ class ReplayBuffer(Generic[Item]):
         """Whether the consumer should fetch another message now."""
         if self.settings.on_full == "block" and len(self._entries) >= self.settings.capacity:
             return False
-        ratio = self.settings.samples_per_insert
-        return ratio is None or self.num_accepted * ratio - self.num_sampled <= self._tolerance
+        return self.settings.samples_per_insert is None or self._owed <= self._tolerance
 
     def fits(self, num_bytes: int) -> bool:
         """Whether a message that has been fetched can be inserted now; one that can't waits at the consumer."""
@@ -146,7 +143,7 @@ class ReplayBuffer(Generic[Item]):
                 self.dropped["full"] += 1
                 return
             self._remove(next(iter(self._entries)), "full")
-        self.num_accepted += 1
+        self._owed += self.settings.samples_per_insert or 0.0
         self._entries[key] = Entry(item, version, num_bytes)
         self.num_bytes += num_bytes
 
@@ -162,8 +159,7 @@ class ReplayBuffer(Generic[Item]):
         """Whether there is something that may be trained on now."""
         if not self._entries:
             return False
-        ratio = self.settings.samples_per_insert
-        return ratio is None or self.num_sampled + 1 - self.num_accepted * ratio <= self._tolerance
+        return self.settings.samples_per_insert is None or 1 - self._owed <= self._tolerance
 
     def sample(self, needed_below: int = 0) -> Entry[Item]:
         """Return the message to train on next; one that has been used often enough is gone from the buffer.
@@ -174,10 +170,14 @@ class ReplayBuffer(Generic[Item]):
         key = self._choose(needed_below)
         entry = self._entries[key]
         entry.num_uses += 1
-        self.num_sampled += 1
-        if self.settings.max_reuse is not None and entry.num_uses >= self.settings.max_reuse:
+        if self.settings.samples_per_insert is not None:
+            self._owed -= 1
+        if self._is_used_up(entry):
             self._remove(key, "used up")
         return entry
+
+    def _is_used_up(self, entry: Entry[Item]) -> bool:
+        return self.settings.max_reuse is not None and entry.num_uses >= self.settings.max_reuse
 
     def _choose(self, needed_below: int) -> int:
         keys = list(self._entries)
@@ -218,10 +218,18 @@ class ReplayBuffer(Generic[Item]):
         return self._promised
 
     def resize(self, settings: ReplaySettings) -> None:
-        """Go on with other settings; what no longer fits is dropped, oldest first."""
+        """Go on with other settings; what was used often enough is gone, and what no longer fits, oldest first.
+
+        The limiter begins anew: what was used and came before could forbid every use and every arrival for long,
+        or for ever. Where a full buffer blocks, room comes from uses only, so those that its entries have left count.
+        """
         self.settings = settings
+        for key in [key for key, entry in self._entries.items() if self._is_used_up(entry)]:
+            self._remove(key, "used up")
         while len(self._entries) > settings.capacity or (len(self._entries) > 1 and self._is_over_bytes()):
             self._remove(next(iter(self._entries)), "resized")
+        left = [(settings.max_reuse or 0) - entry.num_uses for entry in self._entries.values()]
+        self._owed = float(sum(left)) if settings.on_full == "block" else 0.0
 
     def discard(self, reason: str) -> None:
         """Drop everything that is left."""

@@ -41,6 +41,8 @@ class Machine:
     """Whether all actors of the run live in one process."""
     pins: bool = False
     """Whether the process keeps to cores of its own."""
+    serves_sockets: bool = False
+    """Whether consumers on the same node take from it over a socket."""
 
 
 @dataclass(frozen=True)

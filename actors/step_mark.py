@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _BYTES = 8
@@ -16,15 +17,32 @@ class StepMark:
     def __init__(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, _BYTES)
+            os.pwrite(descriptor, _bytes(_NONE), 0)  # a full disk refuses it here, not when the map is written to
             self._map = mmap.mmap(descriptor, _BYTES)
         finally:
             os.close(descriptor)
-        self.set(_NONE)
 
     def set(self, batch_id: int) -> None:
         """Say that training on a batch begins."""
-        self._map[:] = batch_id.to_bytes(_BYTES, "little", signed=True)
+        self._map[:] = _bytes(batch_id)
+
+
+def open_step_mark(path: str | None) -> StepMark | None:
+    """Return the mark at a path; None if there is no path, or the disk is full or read-only: training needs no mark."""
+    try:
+        return None if path is None else StepMark(path)
+    except OSError:
+        return None
+
+
+def clear_step_mark(path: str) -> None:
+    """Forget the batch of a life that has ended, if it has left a mark."""
+    with suppress(OSError), open(path, "r+b") as file:
+        file.write(_bytes(_NONE))
+
+
+def _bytes(batch_id: int) -> bytes:
+    return batch_id.to_bytes(_BYTES, "little", signed=True)
 
 
 def marked_batch(path: str) -> int | None:

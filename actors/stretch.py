@@ -15,7 +15,8 @@ class Slowness:
     Args:
         factor: a slow device; every step lasts `factor` times as long.
         pad: as if every device were that much slower than this processor, which rests meanwhile.
-        jitter: relative spread of a step's length, lognormal; its mean stays what it was.
+        jitter: relative spread of a step's length, lognormal. No step lasts less than its computing: where `factor`
+            times `pad` is near 1 the mean is longer than without jitter, elsewhere it is the same.
         seed: of the jitter.
     """
 

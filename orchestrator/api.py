@@ -50,11 +50,12 @@ def train(
         config = config_from_mapping(config, find_catalog())
     refuse_redacted(plain_values(config))
     check_machine(config)
-    config = with_cuts(config, fresh=fresh, show=Console(stderr=True, quiet=not progress, highlight=False).print)
+    say = Console(stderr=True, quiet=not progress, highlight=False).print
+    config = with_cuts(config, fresh=fresh, show=say)
     plan = make_plan(config)
     check_sharing(config, len(plan.blocks))  # again, since automatic cuts have come after the config's own checks
     directory = RunDirectory.create(config, fresh=fresh, recut_refusal=recut_refusal(config))
-    if directory.is_finished:
+    if directory.is_finished and not fresh:
         if directory.read_summary()["epochs"] >= plan.num_epochs:
             return Summary(**directory.read_summary())
         if plan.phase_batches is not None:
@@ -62,12 +63,15 @@ def train(
                 f"training.epochs: got {config.training.epochs}, but {directory.path} was trained block after block to "
                 f"its end, and each block would need the epochs at its turn; choose another run_dir"
             )
-    lease = Lease(directory.lease_json)
+    lease = Lease(directory.lease_json, say)
     lease.acquire()
+    is_new = fresh or lease.epoch == 1
     try:
+        if fresh:
+            directory.begin(config)
         _recut(config, plan, directory, lease)
         directory.keep(config)
-        return _train(config, plan, directory, lease, progress=progress, cluster=cluster)
+        return _train(config, plan, directory, lease, is_new=is_new, progress=progress, cluster=cluster)
     finally:
         lease.release()
 
@@ -84,9 +88,9 @@ def _recut(config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease)
 
 
 def _train(
-    config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease, *, progress: bool, cluster: Cluster | None
-) -> Summary:
-    is_new = lease.epoch == 1
+    config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease, *,
+    is_new: bool, progress: bool, cluster: Cluster | None,
+) -> Summary:  # fmt: skip
     cluster = cluster or open_cluster(config)
     try:
         orchestrator = Orchestrator(config, plan, directory, cluster, lease, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,14 +82,17 @@ class Checkpoints:
         run: name of the run; manifests of another one are damaged.
         points: where this process dies, for tests.
         cut: the names of the layers of the blocks whose checkpoints are committed.
+        fence: raises UserError once another orchestrator has taken over: nothing is committed or deleted then.
     """
 
     def __init__(
         self, storage: Storage, run: str | None = None, points: FailPoints = NO_FAIL_POINTS,
-        cut: Sequence[Sequence[str]] = (),
+        cut: Sequence[Sequence[str]] = (), fence: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.storage, self.run, self.points = storage, run, points
         self.cut = tuple(tuple(layers) for layers in cut)
+        self._fence = fence
+        self._verified: set[int] = set()
 
     def commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Checkpoint:
         """Verify shards that have been written, then write their manifest: from then on the checkpoint exists.
@@ -97,6 +100,7 @@ class Checkpoints:
         Raises:
             RunError: a shard is not what was written.
             OSError: the manifest can't be written.
+            UserError: another orchestrator has taken over.
         """
         checkpoint = Checkpoint(self.storage, position, tuple(shards), source, self.cut)
         if damage := checkpoint.damage():
@@ -105,7 +109,9 @@ class Checkpoints:
             run=self.run, position=position, cut=self.cut, shards=checkpoint.shards, source=Source(**source)
         )
         name = f"{checkpoint.folder}/{MANIFEST}"
+        self._fence()
         self.storage.write(name, manifest.encoded(), self.points.at(position))
+        self._verified.add(position)
         self.points.reach("written", position)
         return checkpoint
 
@@ -164,19 +170,34 @@ class Checkpoints:
             notes.append(f"{self.storage.address}: {why}; the run begins again at its first batch")
         return ResumePoint(None, False, notes)
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints, and older files that were never committed.
+    def prune(self, keep: int, newest: int) -> None:
+        """Delete all but `keep` checkpoints up to the newest one, and older files that were never committed.
 
-        The newest one must have been verified: nothing goes before its successor is safe.
+        A damaged one is none of them, nor is what an earlier job has left at a later position.
+
+        Args:
+            keep: how many stay.
+            newest: position of the one that was committed last: nothing goes before its successor is safe.
+
+        Raises:
+            UserError: another orchestrator has taken over.
         """
-        found = self.all()[0]
-        kept = found[-keep - found[-1].is_last :] if found else []  # a stopped run goes on from the one before
-        if not kept:
-            return
-        oldest = kept[0].folder
-        for folder in self.storage.folders():
-            if _is_ours(folder) and folder < oldest:
+        kept: list[Checkpoint] = []
+        for checkpoint in reversed(self.all()[0]):
+            if len(kept) >= keep + (kept[0].is_last if kept else 0):  # a stopped run goes on from the one before
+                break
+            if checkpoint.position <= newest and self._verifies(checkpoint):
+                kept.append(checkpoint)
+        self._fence()
+        for folder in self.storage.folders() if kept else ():
+            if _is_ours(folder) and folder < kept[-1].folder:
                 self.storage.delete(folder)
+
+    def _verifies(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint verifies, or has done so once: each one is read back once in a job."""
+        if checkpoint.position not in self._verified and not checkpoint.damage():
+            self._verified.add(checkpoint.position)
+        return checkpoint.position in self._verified
 
     def _read(self, name: str) -> Checkpoint:
         where = f"manifest {self.storage.address}/{name}"

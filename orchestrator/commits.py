@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actors.errors import RunError
+from actors.errors import UserError
 from actors.shard import ShardFile
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
@@ -32,6 +32,8 @@ class Commits:
         self.newest = newest
         self.error: str | None = None
         """Why the newest one could not be committed; None after a success."""
+        self.left_over: str | None = None
+        """Why older ones could not be deleted; None after a success."""
         self._source: dict[int, Mapping[str, Any]] = {}
         self._shards: dict[int, dict[str, ShardFile]] = {}
         self._failed: set[int] = set()
@@ -61,6 +63,9 @@ class Commits:
         Args:
             source: the source's report, if there is one.
             blocks: the blocks' reports, first to last.
+
+        Raises:
+            UserError: another orchestrator has taken over.
         """
         if source is not None:
             positions = source["positions"].items()
@@ -93,16 +98,29 @@ class Commits:
         shards = [self._shards[position][name] for name in names]
         try:
             checkpoint = self.checkpoints.commit(position, shards, self._source[position])
-        except (RunError, OSError) as error:
-            self._fail(position, str(error))
+        except UserError:  # another orchestrator has taken over
+            raise
+        except Exception as error:  # a full disk, a network, a credential: training goes on without this checkpoint
+            self._fail(position, _line(error))
             return None
         self.newest, self.error = checkpoint, None
         self._since, self._is_asked = self._clock(), False
-        self.checkpoints.prune(self.keep)
+        self._prune(position)
         for known in (self._shards, self._source):
             for old in [place for place in known if place <= position]:
                 del known[old]
         return checkpoint
+
+    def _prune(self, newest: int) -> None:
+        """Delete what is no longer needed; what can't be deleted now is looked for again after the next checkpoint."""
+        try:
+            self.checkpoints.prune(self.keep, newest)
+        except UserError:
+            raise
+        except Exception as error:
+            self.left_over = f"old checkpoints can't be deleted ({_line(error)}); training goes on"
+        else:
+            self.left_over = None
 
     def _fail(self, position: int, reason: str) -> None:
         """An unwritten snapshot: the checkpoint before stays, and the next interval tries again."""
@@ -111,3 +129,7 @@ class Commits:
         self._failed.add(position)
         self.error = f"checkpoint at batch {position} was not written ({reason}); training goes on"
         self._since, self._is_asked = self._clock(), False
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

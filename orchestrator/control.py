@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,12 @@ def waiting(directory: RunDirectory) -> Iterator[Request]:
 
 def accept(request: Request, text: str) -> None:
     """Answer that a request is valid and queued."""
-    write_json(_answer_file(request.file), {"accepted": text})
-    request.file.unlink(missing_ok=True)
+    _answer(request, {"accepted": text})
 
 
 def refuse(request: Request, reason: str) -> None:
     """Answer why a request changes nothing."""
-    write_json(_answer_file(request.file), {"refused": reason})
-    request.file.unlink(missing_ok=True)
+    _answer(request, {"refused": reason})
 
 
 def check(config: RunConfig, request: Request, catalog: Catalog) -> RunConfig:
@@ -152,6 +151,14 @@ def _plain(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _answer(request: Request, answer: Mapping[str, str]) -> None:
+    """Answer where a full disk lets us; else whoever asked gives up at its deadline, and the run goes on."""
+    with suppress(OSError):
+        write_json(_answer_file(request.file), answer)
+    with suppress(OSError):
+        request.file.unlink(missing_ok=True)
 
 
 def _answer_file(file: Path) -> Path:

@@ -73,6 +73,8 @@ class Departures:
             there = [name for name, facts in actors.items() if facts["node"] == node and not facts["done"]]
             if node not in self._nodes:
                 self._announce(node, left_s, there)
+                if there or not all(facts["done"] for facts in actors.values()):
+                    self._snapshot()  # of a node without actors, too: it may be the orchestrator's own
             departure = self._nodes[node]
             is_covered = self.commits.position > departure.position
             if self.recovery.mode == "none" or not (is_covered or self._clock() >= departure.move_by_s):
@@ -105,4 +107,3 @@ class Departures:
         self.event(event="drain", node=node, left_s=round(left_s, 3), actors=there)
         if there:
             self.say(f"node {node[:12]} ends in {left_s:.0f} s; {', '.join(there)} will go on elsewhere")
-            self._snapshot()

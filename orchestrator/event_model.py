@@ -21,6 +21,7 @@ from actors.datasets.batches import TrainBatches
 from actors.edge_ends import edge_capacities
 from actors.edges import EdgeSettings
 from actors.learning_rule import LearningRule
+from actors.messages import Message
 from actors.needs import Needs, Place
 from actors.objective import Objective
 from actors.plugins import plugin_class
@@ -135,10 +136,15 @@ def needs_of(spec: PluginSpec, objective: str, num_blocks: int) -> list[Needs]:
 
 
 def _program(block: TimedBlock, actor: TimedActor, starts: list[float]) -> Program:
+    edges = block.spec.edges
+
+    def trained(message: Message, edge: str) -> None:
+        if edge == edges.driver:
+            starts.append(actor.clock)
+
     return BlockProgram(
-        block, block.spec.edges, actor.times,
-        snapshot=lambda position: None, report=lambda evaluation: None,
-        trained=lambda message: starts.append(actor.clock),
+        block, edges, actor.times,
+        snapshot=lambda position: None, report=lambda evaluation: None, trained=trained,
     ).run()  # fmt: skip
 
 

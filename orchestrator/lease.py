@@ -6,7 +6,10 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +18,109 @@ from actors.errors import UserError
 SILENT_S = 30.0
 """A holder on another machine that has not written for so long is gone."""
 BEAT_EVERY_S = 5.0
+LOOK_S = 1.0
 LIVES = 10**6
 """Lives of an actor in one epoch; its incarnation is epoch x LIVES + life, so that a later holder's are higher."""
 
 
 class Lease:
-    """The right to run what is in a run directory. `epoch` counts its holders."""
+    """The right to run what is in a run directory. `epoch` counts its holders.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        say: tells the user of a wait.
+        sleep: waits.
+    """
+
+    def __init__(
+        self, path: Path, say: Callable[[str], None] = lambda text: None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self.path = path
         self.epoch = 0
+        self._say, self._sleep = say, sleep
         self._descriptor: int | None = None
         self._beat = 0.0
+        self._turn = threading.Lock()
+        self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lease.
+        """Take the lease, and say from now on that this holder lives, also while nobody calls `beat`.
+
+        Where locks do not reach other machines, a holder there that may have died is watched until it is silent.
 
         Raises:
-            UserError: another orchestrator holds it.
+            UserError: another orchestrator holds it, or the file can't be used.
         """
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from None
+        try:
+            self._take(descriptor)
+        except BaseException as error:
+            os.close(descriptor)
+            raise (self._unusable(error) if isinstance(error, OSError) else error) from None
+        threading.Thread(target=self._beat_on, args=(self._released,), name="lease", daemon=True).start()
+
+    def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            held = self._read(descriptor)
-            os.close(descriptor)
-            raise self._refused(held) from None
+        except BlockingIOError:
+            raise self._refused(self._read(descriptor)) from None
         held = self._read(descriptor)
-        silent_s = time.time() - held.get("beat", 0.0)
-        if held.get("held") and held.get("host") != socket.gethostname() and silent_s < SILENT_S:
-            os.close(descriptor)
-            raise self._refused(held)
-        self._descriptor = descriptor
+        if held.get("held") and held.get("host") != socket.gethostname():
+            self._wait_for_silence(descriptor, held)
         self.epoch = int(held.get("epoch", 0)) + 1
-        self._write(held=True)
+        self._write(descriptor, held=True)
+        self._descriptor, self._released = descriptor, threading.Event()
+
+    def _wait_for_silence(self, descriptor: int, held: dict[str, Any]) -> None:
+        left_s = min(SILENT_S, SILENT_S - (time.time() - held.get("beat", 0.0)))
+        if left_s > 0:
+            self._say(
+                f"{self.path.parent} was being trained on {held.get('host')} just now; going on in {left_s:.0f} s, "
+                f"unless that lives"
+            )
+        while left_s > 0:
+            self._sleep(min(LOOK_S, left_s))
+            left_s -= LOOK_S
+            if (now := self._read(descriptor)) != held:
+                raise self._refused(now)
 
     def beat(self) -> None:
-        """Say that this holder lives; cheap to call often.
+        """Make sure that this is still the holder, and say now and then that it lives; cheap to call often.
 
         Raises:
             UserError: another orchestrator has taken over.
+            OSError: the disk refuses it.
         """
-        if time.monotonic() - self._beat < BEAT_EVERY_S:
-            return
-        assert self._descriptor is not None
-        held = self._read(self._descriptor)
-        if held.get("epoch") != self.epoch:
-            raise self._refused(held)
-        self._write(held=True)
+        with self._turn:
+            if self._descriptor is None:
+                return  # it has been given back
+            held = self._read(self._descriptor)
+            if held.get("epoch") != self.epoch:
+                raise self._refused(held)
+            if time.monotonic() - self._beat >= BEAT_EVERY_S:
+                self._write(self._descriptor, held=True)
+
+    def _beat_on(self, released: threading.Event) -> None:
+        while not released.wait(LOOK_S):
+            try:
+                self.beat()
+            except OSError:
+                continue  # whoever can tell the user meets it, too
+            except UserError:
+                return
 
     def release(self) -> None:
         """Give the lease back."""
-        if self._descriptor is not None:
-            if self._read(self._descriptor).get("epoch") == self.epoch:
-                self._write(held=False)
+        self._released.set()
+        with self._turn:
+            if self._descriptor is None:
+                return
+            with suppress(OSError):  # on a full disk it ends with this process's lock
+                if self._read(self._descriptor).get("epoch") == self.epoch:
+                    self._write(self._descriptor, held=False)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -79,15 +131,17 @@ class Lease:
             f"another run_dir"
         )
 
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"run_dir: {self.path} can't be used ({error.strerror or error}); choose another run_dir")
+
     def _read(self, descriptor: int) -> dict[str, Any]:
         try:
             return json.loads(os.pread(descriptor, 4096, 0) or b"{}")
         except ValueError:
             return {}
 
-    def _write(self, *, held: bool) -> None:
-        assert self._descriptor is not None
+    def _write(self, descriptor: int, *, held: bool) -> None:
         facts = {"epoch": self.epoch, "pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         data = json.dumps(facts | {"held": held}).encode().ljust(512)
-        os.pwrite(self._descriptor, data, 0)
+        os.pwrite(descriptor, data, 0)
         self._beat = time.monotonic()

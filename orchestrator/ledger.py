@@ -71,3 +71,8 @@ def edge_ledger(sent: Mapping[str, Any], got: Mapping[str, Any]) -> Ledger:
         lost=lost,
         mislaid=got["received"] - lost - known,
     )
+
+
+def num_lost(reports: Mapping[str, Mapping[str, Any]]) -> int:
+    """Return the messages of all edges that were lost with an actor that died."""
+    return sum(edge["lost"] for facts in reports.values() for edge in facts["receives"].values())

@@ -5,25 +5,37 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.earlier_jobs import evaluation_key, read_earlier_jobs
 from orchestrator.event_file import EventFile
+from orchestrator.growing_file import GrowingFile
+from orchestrator.notices import Notices
 from orchestrator.summary import accuracy, mean_loss
 from orchestrator.wiring import SOURCE
 
 
 class Metrics:
-    """Appends one line per observation; opened by the orchestrator, closed at the end of the run."""
+    """Appends one line per observation; opened by the orchestrator, closed at the end of the run.
 
-    def __init__(self, jsonl: Path, tensorboard: Path) -> None:
-        self._file = jsonl.open("a", buffering=1)
+    Args:
+        jsonl: the file of the lines.
+        tensorboard: the folder of the event files.
+        say: tells the user.
+    """
+
+    def __init__(self, jsonl: Path, tensorboard: Path, say: Callable[[str], None]) -> None:
+        self.earlier = read_earlier_jobs(jsonl)
+        self._file = GrowingFile(jsonl)
         self._events = EventFile(tensorboard)
+        self.notices = Notices(self.event, say)
         self._since = time.monotonic()
         self._seen: dict[str, int] = {}
         self._stale: dict[str, Counter[int]] = {}
-        self.events: list[dict[str, Any]] = []
+        self.events = list(self.earlier.events)
+        """Of all jobs; `time_s` counts from the start of each."""
 
     def observe(self, position: int, blocks: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the blocks' reports."""
@@ -46,16 +58,23 @@ class Metrics:
             for edge, facts in block["receives"].items():
                 if not edge.startswith(f"{SOURCE}->"):
                     self._staleness(edge, facts["staleness"], position)
+        self._flush()
 
     def event(self, **facts: Any) -> None:
         """Record something that happened once."""
         self.events.append({"time_s": self._time(), **facts})
         self._write({"kind": "event", "time_s": self._time(), **facts})
+        self._flush()
 
     def close(self) -> None:
         """Flush and close both files."""
+        self._flush()
         self._file.close()
-        self._events.close()
+        self._events.file.close()
+
+    def _flush(self) -> None:
+        for file in (self._file, self._events.file):
+            self.notices.attempt(file.path.name, file.flush)
 
     def _staleness(self, edge: str, counts: Mapping[int, int], position: int) -> None:
         """Write the staleness of what has been trained on since the last report."""
@@ -69,20 +88,21 @@ class Metrics:
             if not evaluation["sums"]:
                 continue
             facts = {"accuracy": accuracy(evaluation), "loss": mean_loss(evaluation)}
-            self._write(
-                {
-                    "kind": "evaluation", "time_s": self._time(), "block": name,
-                    "split": evaluation["split"], "batch": evaluation["batch_id"],
-                    "at_s": round(evaluation["at_s"], 3), **facts,
-                }
-            )  # fmt: skip
+            line = {
+                "kind": "evaluation", "time_s": self._time(), "block": name,
+                "split": evaluation["split"], "batch": evaluation["batch_id"],
+                "at_s": round(evaluation["at_s"], 3), **facts,
+            }  # fmt: skip
+            if evaluation_key(line) in self.earlier.evaluations:
+                continue  # it came with the snapshot that its block goes on from
+            self._write(line)
             for fact, value in facts.items():
                 if value is not None:
                     self._events.scalar(f"{name}/{evaluation['split']}_{fact}", value, evaluation["batch_id"])
         self._seen[name] = len(evaluations)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(f"{json.dumps(entry)}\n".encode())
 
     def _time(self) -> float:
         return round(time.monotonic() - self._since, 3)

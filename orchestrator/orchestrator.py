@@ -79,9 +79,10 @@ class Orchestrator:
         self.names = self.crew.blocks
         self.num_batches = plan.num_batches
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
-        self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard)
+        self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard, self.progress.say)
+        self.notices = self.metrics.notices
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
-        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks)
+        checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks, lease.beat)
         found = checkpoints.resume_point(is_finished=directory.is_finished)
         self.start_from, self.goes_on, self.notes = found.checkpoint, found.goes_on, found.notes
         self.commits = Commits(
@@ -102,7 +103,6 @@ class Orchestrator:
         self.is_paused = False
         self.has_launched = False
         self._logged: dict[str, int] = {}
-        self._told: set[str] = set()
 
     def run(self) -> Summary:
         """Train to the end, or to the batch after a stop was asked for.
@@ -131,13 +131,13 @@ class Orchestrator:
             self.metrics.event(event="resumed", position=self.start_from.position)
             self.progress.say(f"going on from the checkpoint at batch {self.start_from.position}")
         for note in self.notes:
-            self._tell_once(note, "checkpoint not used")
+            self.notices.show("checkpoint not used", note, note)
         self.config, warning = fitted(self.config, self.plan, self.cluster.store_bytes())
         self.crew.config = self.config
         if warning is not None:
-            self._tell_once(warning, "object store")
+            self.notices.show("object store", warning)
         if is_retaining(self.config) and (warning := retention_warning(self.config, self.plan)):
-            self._tell_once(warning, "small retention")
+            self.notices.show("small retention", warning)
         self.crew.start(self.start_from, goes_on=self.goes_on)
         self.progress.say(self._what())
 
@@ -152,6 +152,7 @@ class Orchestrator:
         launched = time.monotonic()
         self.cluster.launch()
         self.has_launched = True
+        self.recovery.steps.begin(self.crew.names)
         reported = 0.0
         while len(self.facts) < len(self.crew.names) or self.recovery.losses:
             for event in self.cluster.poll(control.LOOK_EVERY_S):
@@ -162,7 +163,6 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
-                self.lease.beat()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts)
 
@@ -187,7 +187,8 @@ class Orchestrator:
     def _act(self, action: str) -> None:
         if action in ("pause", "resume"):
             self.is_paused = action == "pause"
-            for name in (SOURCE, *self.names):
+            self.recovery.steps.restart()
+            for name in self.crew.names:
                 self.cluster.order(name, action)
         elif action == "stop":
             self.stop_asked = True
@@ -242,6 +243,7 @@ class Orchestrator:
             self.cluster.order(name, "pause")
 
     def _observe(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        self.notices.attempt("lease.json", self.lease.beat)
         self.known |= reports
         blocks = {name: self.known[name] for name in self.names if name in self.known}
         if len(blocks) < len(self.names):
@@ -267,19 +269,17 @@ class Orchestrator:
         if self.commits.is_due():
             self.cluster.order(SOURCE, "snapshot")
         if self.commits.error is not None:
-            self._tell_once(self.commits.error, "checkpoint failed")
+            self.notices.show("checkpoint failed", self.commits.error)
+        else:
+            self.notices.over("checkpoint failed", f"checkpoint at batch {self.commits.position} was written")
+        if self.commits.left_over is not None:
+            self.notices.show("left over", self.commits.left_over)
         if source is not None and source["waits_for_checkpoint"]:
-            self._tell_once(
+            self.notices.show(
+                "retention",
                 "the source waits for checkpoints, since more than recovery.retention_bytes would be kept; raise it "
                 "or take checkpoints more often",
-                "retention",
             )
-
-    def _tell_once(self, text: str, kind: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self.metrics.event(event=kind, reason=text)
-            self.progress.say(text)
 
     def _position(self, reports: Mapping[str, Mapping[str, Any]]) -> tuple[int, float | None]:
         """Batches that the chain is through, and its newest test accuracy; in phases, of the last block that has one"""
@@ -305,8 +305,10 @@ class Orchestrator:
     def _finish(self) -> Summary:
         blocks = [self.facts[name] for name in self.names]
         self._log_imbalances(self.ledgers.close(self.facts))
+        self.recovery.finish(self.facts)
         summary = self._summarise(blocks)
-        self.directory.write_timeline(timeline(self.facts, self.clocks))
+        spans = timeline(self.facts, self.clocks)
+        self.notices.attempt("timeline.json", lambda: self.directory.write_timeline(spans))
         self.directory.write_summary(summary.as_dict())
         self._write_status(summary.status, self.facts)
         return summary
@@ -314,7 +316,8 @@ class Orchestrator:
     def _summarise(self, blocks: list[Mapping[str, Any]]) -> Summary:
         last = blocks[-1]
         digests = {name: digest for facts in blocks for name, digest in facts["digests"].items()}
-        entries = [block_entry(facts, self.crew.restarts[facts["name"]]) for facts in blocks]
+        restarts = self.crew.restarts + self.metrics.earlier.restarts
+        entries = [block_entry(facts, restarts[facts["name"]]) for facts in blocks]
         trained = self.facts[SOURCE]["version"]
         epochs = trained // self.plan.batches_per_epoch
         before = 0 if self.start_from is None else self.start_from.position + 1
@@ -363,12 +366,11 @@ class Orchestrator:
     def _write_status(self, state: str, reports: Mapping[str, Mapping[str, Any]], reason: str | None = None) -> None:
         batch, tested = self._position(reports)
         epoch = batch // self.plan.batches_per_epoch
-        self.directory.write_status(
-            status_of(
-                state, reports, self.names,
-                epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
-            )
+        status = status_of(
+            state, reports, self.names,
+            epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
         )  # fmt: skip
+        self.notices.attempt("status.json", lambda: self.directory.write_status(status))
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

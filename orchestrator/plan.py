@@ -25,6 +25,9 @@ from orchestrator.config import RunConfig
 from orchestrator.specs import data_spec, is_unordered, network_spec
 from orchestrator.wiring import Wiring, wire
 
+_PROBED_BYTES = 64 * 1024**2
+"""Of a block's weights: up to here they are made, since torch imports its compiler to pass shapes through without."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -146,15 +149,21 @@ def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
 def _shapes(
     layers: Sequence[Layer], blocks: Sequence[Sequence[str]], shape: tuple[int, ...], seed: int
 ) -> tuple[list[Body], tuple[tuple[int, ...], ...]]:
-    """Build every block once without memory for its weights and pass shapes through."""
+    """Build every block once and pass shapes through, without memory for the weights of a large one."""
     by_name = {layer.name: layer for layer in layers}
     bodies, shapes = [], [tuple(shape)]
     for names in blocks:
-        with torch.device("meta"):
+        body = _weightless([by_name[name] for name in names], seed)
+        if sum(parameter.nbytes for parameter in body.parameters()) <= _PROBED_BYTES:
             body = Body([by_name[name] for name in names], seed=seed)
         shapes.append(body.output_shape(shapes[-1]))
         bodies.append(body)
     return bodies, tuple(shapes[:-1])
+
+
+def _weightless(layers: Sequence[Layer], seed: int) -> Body:
+    with torch.device("meta"):
+        return Body(layers, seed=seed)
 
 
 def _has_batch_norm(body: Body) -> bool:

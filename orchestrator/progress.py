@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -33,7 +34,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Print one line."""
         if self._live or self._lines:
-            self._console.print(text, highlight=False)
+            self._print(text)
 
     def show(self, batch: int, accuracy: float | None, blocks: Mapping[str, Mapping[str, Any]]) -> None:
         """Show where the chain is, its newest test accuracy and every block's loss."""
@@ -44,7 +45,11 @@ class TrainingProgress:
         is_news = accuracy != self._last_accuracy
         if self._lines and (is_news or time.monotonic() - self._last_line > LINE_EVERY_S):
             self._last_line, self._last_accuracy = time.monotonic(), accuracy
-            self._console.print(f"{where}  batch {batch}/{self.num_batches}  {tested}losses {losses}", highlight=False)
+            self._print(f"{where}  batch {batch}/{self.num_batches}  {tested}losses {losses}")
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError):  # a log on a full disk stops no training
+            self._console.print(text, highlight=False)
 
     def _where(self, batch: int) -> str:
         """The epoch of all epochs, and under `sequential` which block trains."""

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import RunError
-from actors.step_mark import marked_batch
+from actors.step_mark import clear_step_mark, marked_batch
 from orchestrator.cluster.contract import Ended
 from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
 from orchestrator.config.durability import durability
 from orchestrator.crew import Crew
 from orchestrator.failures import Failure, Failures
+from orchestrator.ledger import num_lost
+from orchestrator.loss import Loss
 from orchestrator.specs import is_unordered
+from orchestrator.step_watch import StepWatch
 from orchestrator.wiring import SOURCE
 
-LEAST_DEADLINE_S = 60.0
-STEPS = 20
-FIRST_STEP_S = 600.0
-"""A life's first step may compile, download, and read a snapshot."""
-
-
-@dataclass
-class Loss:
-    """An actor that is being replaced."""
-
-    failure: Failure
-    at_s: float
-    version: int
-    due_s: float
-    is_replaced: bool = False
+LATE_S = 10.0
+"""A fault is told of when it is over, and also before if it lasts longer than this."""
 
 
 class Recovery:
@@ -58,41 +45,28 @@ class Recovery:
             config.recovery.max_failures, config.recovery.backoff_s, config.recovery.max_preemptions
         )
         self.losses: dict[str, Loss] = {}
-        self._deadline = config.recovery.step_deadline_s
-        self._heard: dict[str, float] = {}
+        self.steps = StepWatch(config.recovery.step_deadline_s, clock)
         self._known: dict[str, Mapping[str, Any]] = {}
-        self._steps: deque[float] = deque(maxlen=256)
-        self._born: dict[str, int] = {}
+        self._settling: dict[str, Loss] = {}
+        """Actors that run again, of which it is not known yet what was lost with them."""
+        self._num_told = 0
+        """Messages that the user knows to be lost."""
 
     # ------------------------------------------------------------------ hearing of actors
 
     def heard(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the reports that have just come."""
-        now = self._clock()
-        for name, facts in reports.items():
-            before = self._known.get(name)
-            if before is not None and name in self._heard and facts["version"] > before["version"]:
-                self._steps.append((now - self._heard[name]) / (facts["version"] - before["version"]))
-            self._heard[name], self._known[name] = now, facts
-            self._born.setdefault(name, facts["version"])
+        self._known |= {name: facts for name, facts in reports.items() if not self.is_given_up(name)}
+        self.steps.heard(reports)
+        for name in [name for name in self._settling if name in reports]:
+            self._settle(name, reports[name])
 
     def hung(self) -> list[Ended]:
         """Return the actors whose step or silence lasts past the deadline, as lost ones."""
-        now, found = self._clock(), []
-        for name, heard in self._heard.items():
-            if name in self.losses:
-                continue
-            busy_s = max(self._known[name]["busy_s"], now - heard)
-            if busy_s > self._deadline_s(name):
-                reason = f"it has not answered or finished a step for {busy_s:.0f} s"
-                found.append(Ended(name, reason=reason, died=True))
-        return found
-
-    def _deadline_s(self, name: str) -> float:
-        median = statistics.median(self._steps) if self._steps else 0.0
-        deadline = max(LEAST_DEADLINE_S, STEPS * median) if isinstance(self._deadline, str) else self._deadline
-        is_first = self._known[name]["version"] == self._born.get(name, 0)
-        return max(FIRST_STEP_S, deadline) if is_first else deadline
+        return [
+            Ended(name, reason=f"it has not answered or finished a step for {lasts_s:.0f} s", died=True)
+            for name, lasts_s in self.steps.hung().items()
+        ]
 
     # ------------------------------------------------------------------ losing and replacing
 
@@ -131,26 +105,37 @@ class Recovery:
             reason = ended.reason if gone == name else f"it shared its process with {name}"
             self.event(
                 event="lost", actor=gone, reason=reason, batch=self._mark(gone),
-                unheard_s=round(now - self._heard.get(gone, now), 3),
+                unheard_s=round(self.steps.silent_s(gone), 3),
             )  # fmt: skip
         if self.mode == "none":
             raise RunError(f"{name} ended the run: {ended.reason}\n{ended.traceback}".rstrip())
         if why := self.failures.add(failure):
             raise RunError(f"{why}\n{ended.traceback}".rstrip())
-        are, go = ("is", "it goes") if len(together) == 1 else ("are", "they go")
-        self.say(f"{' and '.join(together)} {are} lost ({ended.reason}); {go} on from {self._where()}")
-        self._lose(failure, now + self.failures.wait_s(name))
+        self._lose(failure, now + self.failures.wait_s(name), is_fault=True)
 
-    def _lose(self, failure: Failure, due_s: float) -> None:
+    def _lose(self, failure: Failure, due_s: float, *, is_fault: bool = False) -> None:
         """Plan to replace an actor, and with it all that share its process."""
         for name in self.crew.together(failure.actor):
-            version = self._known.get(name, {}).get("version", 0)
-            self.losses[name] = Loss(failure, self._clock(), version, due_s)
-            self._heard.pop(name, None)
-            self._born.pop(name, None)
+            self._settle(name)
+            silent_s, mark = self.steps.silent_s(name), self._mark(name)
+            loss = Loss(failure, self._clock(), self._version(name), due_s, silent_s, mark, is_fault)
+            if (before := self.losses.get(name)) is not None and before.is_fault:
+                loss.at_s, loss.silent_s, loss.version = before.at_s, before.silent_s, before.version
+                loss.earlier, loss.is_told = [*before.earlier, before.failure.reason], before.is_told
+            self.losses[name] = loss
+            self._end_life(name)
+
+    def _version(self, name: str) -> int:
+        return self._known.get(name, {}).get("version", 0)
+
+    def _end_life(self, name: str) -> None:
+        """What is known of a life that has ended means nothing for the next: it may die before it has begun a step."""
+        self.steps.forget(name)
+        if name != SOURCE:
+            clear_step_mark(str(self.crew.directory.step_mark(name)))
 
     def _mark(self, name: str) -> int | None:
-        """The batch that an actor was training on when it was last heard to begin a step."""
+        """The batch that an actor's life trains on, None if it has not begun one."""
         return None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
 
     def is_given_up(self, name: str) -> bool:
@@ -159,11 +144,12 @@ class Recovery:
 
     def replace_due(self) -> None:
         """Begin to replace what is lost and has waited long enough."""
+        self._tell_late()
         due = [name for name, loss in self.losses.items() if not loss.is_replaced and self._clock() >= loss.due_s]
         if not due:
             return
         for name in due:
-            self.losses[name].is_replaced = True
+            self.losses[name].is_replaced, self.losses[name].position = True, self.commits.position
         if self.mode == "global":
             self._return_all(due)
             return
@@ -172,26 +158,75 @@ class Recovery:
 
     def joined(self, name: str) -> None:
         """Tell that an actor runs again."""
+        self.steps.begin([name])
         loss = self.losses.pop(name, None)
         if loss is None:
             return
-        recovered_s = self._clock() - loss.at_s
-        repeated = max(0, loss.version - self.commits.position - 1)
+        loss.back_s = self._clock()
+        self._settling[name] = loss
+        if not is_unordered(self.crew.config):  # nothing is lost
+            self._settle(name)
+
+    def _settle(self, name: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Tell of a loss that is over, once what was lost is known: when the next life has got through a step.
+
+        Args:
+            name: of the actor.
+            facts: its newest report; None: nothing more will be known.
+        """
+        loss = self._settling.get(name)
+        if loss is None:
+            return
+        if facts is not None and not facts["done"]:
+            if loss.back_version is None:
+                loss.back_version = facts["version"]
+            if facts["version"] == loss.back_version:
+                return
+        del self._settling[name]
+        is_told, lost = loss.failure.actor == name, 0
+        if is_told:
+            lost = max(0, num_lost(self._known) - self._num_told)
+            self._num_told += lost
+        repeated = self._num_repeated(name, loss)
         self.event(
-            event="recovered", actor=name, after_s=round(recovered_s, 3), batches_repeated=repeated,
-            restarts=self.crew.restarts[name],
+            event="recovered", actor=name, after_s=round(loss.after_s, 3), batches_repeated=repeated,
+            restarts=self.crew.restarts[name], noticed_within_s=round(loss.silent_s, 3), messages_lost=lost,
         )  # fmt: skip
-        self.say(f"{name} is back after {recovered_s:.1f} s and repeats {repeated} batches")
+        if is_told:
+            self.say(loss.line(self.crew.together(name), repeated, lost, all_return=self.mode == "global"))
+
+    def _num_repeated(self, name: str, loss: Loss) -> int:
+        """The batches that a life does again: those after the checkpoint that the one before had finished."""
+        phase, begins = self.crew.plan.phase_batches, 0
+        if phase is not None and name != SOURCE:
+            begins = self.crew.blocks.index(name) * phase
+        return max(0, min(loss.version, begins + loss.version - loss.position - 1))
+
+    def finish(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell what is left to tell, when every actor has ended with these facts."""
+        self._known |= facts
+        for name in list(self._settling):
+            self._settle(name)
+        if total := num_lost(facts):
+            self.say(f"{total} messages were lost with processes that died; the run's edges in summary.json say where")
+
+    def _tell_late(self) -> None:
+        """Tell of faults that last; the line of one that is over soon says everything."""
+        for name, loss in self.losses.items():
+            if loss.is_fault and not loss.is_told and self._clock() - loss.at_s > LATE_S:
+                loss.is_told = True
+                if loss.failure.actor == name:
+                    self.say(f"{name} is lost ({loss.failure.reason}), and no other life of it runs yet")
 
     def _return_all(self, due: list[str]) -> None:
         self.commits.forget_uncommitted()
         self.crew.return_all(due, self.commits.newest)
         for name in self.crew.names:
             if name not in self.losses:
-                loss = Loss(Failure(name, "returned"), self._clock(), 0, 0.0, is_replaced=True)
-                self.losses[name] = loss
-            self._heard.pop(name, None)
-            self._born.pop(name, None)
+                self._settle(name)
+                loss = Loss(Failure("", "all return"), self._clock(), self._version(name), 0.0, is_replaced=True)
+                loss.position, self.losses[name] = self.commits.position, loss
+            self._end_life(name)
 
     def _sent_before(self) -> tuple[int | None, int]:
         """What the source's life before has sent as the last batch, if it has, and the first it can't have sent.
@@ -205,9 +240,7 @@ class Recovery:
             return last, 0
         versions = [block["version"] for block in blocks]
         begun = sum(versions) if self.crew.plan.phase_batches is not None else max(versions, default=0)
-        begun = max(begun, *(1 + (self._mark(name) or 0) for name in self.crew.blocks))
+        marks = [self._mark(name) for name in self.crew.blocks] + [loss.batch for loss in self.losses.values()]
+        begun = max(begun, *(1 + (mark or 0) for mark in marks))
         most_waiting = max((edge["capacity"] for one in facts.values() for edge in one["sends"].values()), default=0)
         return last, begun + most_waiting + 1
-
-    def _where(self) -> str:
-        return f"the checkpoint at batch {self.commits.position}" if self.commits.newest else "the beginning"

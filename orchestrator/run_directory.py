@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from actors.errors import UserError
+from actors.errors import RunError, UserError
 from orchestrator.config import RunConfig, config_from_mapping, resolved, same_run
 from orchestrator.config.catalog import Catalog
 from orchestrator.config.credentials import redacted
@@ -22,9 +23,9 @@ from orchestrator.job_directory import run_dir_here
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
-    "run_id", "tensorboard", "checkpoints", "control", "steps", "lease.json", "config.yaml",
+    "run_id", "tensorboard", "checkpoints", "control", "steps", "config.yaml",
 )  # fmt: skip
-
+_LEASE = "lease.json"
 
 _CUT = {"network.blocks", "network.cuts"}
 _FIXED = "the cut of this run is fixed"
@@ -43,7 +44,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.control = path / "control"
-        self.lease_json = path / "lease.json"
+        self.lease_json = path / _LEASE
         self.steps = path / "steps"
 
     @classmethod
@@ -52,32 +53,51 @@ class RunDirectory:
 
         Args:
             config: the run's.
-            fresh: delete an earlier run.
+            fresh: an earlier run is to be deleted: whoever holds its lease must `begin` then.
             recut_refusal: why the earlier run can't go on with other blocks; empty if it can.
 
         Raises:
             UserError: the folder holds something else.
         """
         directory = cls(run_dir_here(config.run_dir, os.environ))
-        try:
-            was_run = directory.config_yaml.exists()
-            if was_run and not fresh:
-                directory._check_same(config, recut_refusal)
+        with directory._usable():
+            if directory.config_yaml.exists():
+                if not fresh:
+                    directory._check_same(config, recut_refusal)
                 return directory
-            if was_run:
-                directory._clear()
-            elif directory.path.exists() and (directory.path.is_file() or any(directory.path.iterdir())):
+            if directory._is_taken():
                 raise UserError(f"run_dir: {directory.path} exists and is no run; choose another run_dir")
             directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory.path.chmod(0o700)
-            directory.checkpoints.mkdir()
-            (directory.path / "run_id").write_text(uuid.uuid4().hex)
-            directory.keep(config)
-        except OSError as error:
-            raise UserError(
-                f"run_dir: {directory.path} can't be used ({error.strerror}); choose another run_dir"
-            ) from None
+        if not fresh:
+            directory.begin(config)
         return directory
+
+    def begin(self, config: RunConfig) -> None:
+        """Begin a run here; what an earlier one has written is deleted, except for its lease.
+
+        Raises:
+            UserError: the folder can't be used.
+        """
+        with self._usable():
+            self._clear()
+            self.path.chmod(0o700)
+            self.checkpoints.mkdir()
+            (self.path / "run_id").write_text(uuid.uuid4().hex)
+            self.keep(config)
+
+    def _is_taken(self) -> bool:
+        """Whether what is there is no run's; one that was ended while it began has left its lease at most."""
+        if not self.path.exists():
+            return False
+        return self.path.is_file() or any(path.name != _LEASE for path in self.path.iterdir())
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Say in a sentence why the folder can't be used."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"run_dir: {self.path} can't be used ({error.strerror}); choose another run_dir") from None
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -112,18 +132,24 @@ class RunDirectory:
                 )
 
     def keep(self, config: RunConfig) -> None:
-        """Write the run's config, which may differ from the one before in what does not make it another run."""
+        """Write the run's config, which may differ from the one before in what does not make it another run.
+
+        Raises:
+            UserError: the folder can't be written to.
+        """
         partial = self.path / ".config.yaml.partial"
-        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
-        partial.rename(self.config_yaml)
+        with self._usable():
+            partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+            partial.rename(self.config_yaml)
 
     def checkpoint_address(self, uri: str | None) -> str:
         """Return where the run's checkpoints are: `checkpoint.uri` if that is given, in a folder of the run's own."""
         return str(self.checkpoints) if uri is None else f"{uri.rstrip('/')}/{self.run_id[:12]}"
 
     def step_mark(self, actor: str) -> Path:
-        """Return the file that says which batch an actor trains on."""
-        self.steps.mkdir(mode=0o700, exist_ok=True)
+        """Return the file that says which batch an actor trains on; there is none where the disk refuses it."""
+        with suppress(OSError):
+            self.steps.mkdir(mode=0o700, exist_ok=True)
         return self.steps / actor
 
     @property
@@ -151,8 +177,18 @@ class RunDirectory:
         return json.loads(self.status_json.read_text())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json by rename."""
-        write_json(self.summary_json, summary)
+        """Write summary.json by rename.
+
+        Raises:
+            RunError: the disk refuses it.
+        """
+        try:
+            write_json(self.summary_json, summary)
+        except OSError as error:
+            raise RunError(
+                f"{self.summary_json}: can't be written ({error.strerror or error}), so the result is not kept; make "
+                f"room and give the same command, which goes on from the newest checkpoint"
+            ) from None
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write status.json by rename."""
@@ -191,11 +227,12 @@ class RunDirectory:
     def discard(self) -> None:
         """Delete a run that never started to train."""
         self._clear()
+        self.lease_json.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _clear(self) -> None:
-        """Delete what a run writes, and nothing else."""
+        """Delete what a run writes, and nothing else; its lease stays."""
         for name in _OWN:
             path = self.path / name
             if path.is_dir():
@@ -216,8 +253,12 @@ def held_cuts(config: RunConfig) -> list[str] | None:
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=indent)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        with open(partial, "w") as file:
+            json.dump(value, file, indent=indent)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

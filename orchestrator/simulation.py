@@ -185,9 +185,12 @@ class Simulation:
         block = TimedBlock(replace(spec, accumulate=chain.accumulate), self.costs[index], pieces.spend)
         newest: list[Message] = []
 
-        def trained(message: Message) -> None:
-            newest[:] = [message]
-            self.edges[edges.driver].promise(message.version + 1)
+        def trained(message: Message, edge: str) -> None:
+            if edge == edges.driver:
+                newest[:] = [message]
+            else:
+                self._note_staleness(index, message, edge)
+            self.edges[edge].promise(message.version + 1)
 
         counted = "learn" if chain.bound is None or edges.up is None else "pace"
 

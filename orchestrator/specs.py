@@ -234,4 +234,5 @@ def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False
         deadline_s=config.placement.deadline_s,
         is_shared=config.placement.backend == "in_process",
         pins=pins and config.placement.backend != "in_process",
+        serves_sockets=config.placement.same_node == "socket",
     )

@@ -35,6 +35,7 @@ class Summary:
     blocks: Sequence[Mapping[str, Any]] = ()
     edges: Sequence[Mapping[str, Any]] = ()
     events: Sequence[Mapping[str, Any]] = ()
+    """Of all jobs of the run, oldest first."""
     evaluations: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,7 +71,12 @@ def block_entry(facts: Mapping[str, Any], restarts: int = 0) -> dict[str, Any]:
 
 
 def edge_entry(name: str, sender: Mapping[str, Any], receiver: Mapping[str, Any], bound: int | None) -> dict[str, Any]:
-    """Return an edge's part of the summary: its ledger, its size, its staleness beside the bound."""
+    """Return an edge's part of the summary: its ledger, its size, its staleness beside the bound.
+
+    Staleness is what the consumer knew of when it began to train: its producer may have finished more versions since
+    the last message or reply. The bound holds for those, too, since the producer itself is held back; the mean and the
+    histogram are a lower limit of what clocks would show.
+    """
     sent, got = sender["sends"][name], receiver["receives"][name]
     return {
         "name": name,

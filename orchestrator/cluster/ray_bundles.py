@@ -63,7 +63,7 @@ def reserve(
     ready, since, pause_s = group.ready(), time.monotonic(), SAY_FIRST_S
     while not ray.wait([ready], timeout=max(0.0, min(pause_s, since + wait_s - time.monotonic())))[0]:
         waited = time.monotonic() - since
-        what = f"{_asked(requests, strategy)}; {_there(labels)}"
+        what = missing(requests, f"in {len(requests)} bundles ({strategy})")
         if waited >= wait_s:
             remove_placement_group(group)
             raise UserError(
@@ -108,10 +108,11 @@ def _total(requests: Sequence[Request]) -> Counter[str]:
     return total
 
 
-def _asked(requests: Sequence[Request], strategy: str) -> str:
+def missing(requests: Sequence[Request], how: str) -> str:
+    """Say what is asked for, and `how`, and what the cluster has."""
     labels = sorted({str(dict(request.labels)) for request in requests if request.labels})
     on = f", on nodes labelled {' or '.join(labels)}" if labels else ""
-    return f"asked are {_amounts(_total(requests))} in {len(requests)} bundles ({strategy}){on}"
+    return f"asked are {_amounts(_total(requests))} {how}{on}; {_there([request.labels for request in requests])}"
 
 
 def _there(labels: Sequence[Mapping[str, str]]) -> str:

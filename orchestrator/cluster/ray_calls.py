@@ -68,3 +68,24 @@ def failed(name: str, error: exceptions.RayError) -> Ended:
             return Ended(name, reason=str(cause.args[0]), is_mistake=True)
         return Ended(name, reason=f"{type(cause).__name__}: {cause}", traceback=str(error))
     return Ended(name, reason=f"its process died ({first_line(error)})", traceback=str(error), died=True)
+
+
+class Told:
+    """Calls whose answers nobody waits for; one that a wire has lost is repeated, since it may be made twice alike."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, Callable[[], Any]] = {}
+
+    def tell(self, call: Callable[[], Any]) -> None:
+        """Make a call."""
+        self._calls[call()] = call
+
+    def again(self) -> None:
+        """Repeat the calls that were lost."""
+        if not self._calls:
+            return
+        ended, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        for ref in ended:
+            call = self._calls.pop(ref)
+            if isinstance(error_of(ref), exceptions.ActorUnavailableError):
+                self.tell(call)

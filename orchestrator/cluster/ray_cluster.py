@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ from actors.errors import UserError
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
 from orchestrator.cluster.ray_bundles import is_placed, reserve
-from orchestrator.cluster.ray_calls import START_DEADLINE_S, error_of, failed, result_of
+from orchestrator.cluster.ray_calls import Told, error_of, failed, result_of
 from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
+from orchestrator.cluster.ray_joining import Joining
 from orchestrator.cluster.ray_seat import Line, Seat
 from orchestrator.cluster.ray_session import init_ray
 from orchestrator.measures import Measure
@@ -74,11 +74,12 @@ class RayCluster:
         self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
         self._num_spares = 0
-        self._joining: dict[Any, tuple[str, ...]] = {}
+        self._joining = Joining(wait_s)
         """The actors of a process are built by one call."""
-        self._joining_since: dict[str, float] = {}
+        self._outside: list[Any] = []
+        """Processes that were asked for outside of their bundles."""
         self._asked: dict[str, Any] = {}
-        self._told: dict[Any, Callable[[], Any]] = {}
+        self._told = Told()
         self._requests: dict[str, tuple[int, Request]] = {}
         self._edges: list[Edge] = []
 
@@ -123,7 +124,7 @@ class RayCluster:
         """Start a process in its bundle; anywhere, if the bundle was on a lost node and has no other place."""
         host = self._process_for(request)
         if self._group is None or (request.is_anywhere and not is_placed(self._group)):
-            return host.options(num_cpus=0).remote()
+            return elsewhere(host, request)
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
 
@@ -134,7 +135,7 @@ class RayCluster:
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
             seats = KEPT_SEATS if self._keep else max(len(request.names) for _, request in self._requests.values())
-            self._spare.append(remote_host(KEPT_TAKES, seats).options(num_cpus=0).remote())
+            self._spare.append(elsewhere(remote_host(KEPT_TAKES, seats), Request((), 0)))
 
     def check(self, run_dir: Path) -> None:
         """Ask every host what it sees.
@@ -168,7 +169,12 @@ class RayCluster:
         found: dict[str, dict[str, Any]] = {}
         for names, ref in refs.items():
             reports = result_of(names[0], ref, lambda names=names: self._build(names, assignments))
-            found |= dict(zip(names, reports, strict=True))
+            found |= self._found(names, reports)
+        return found
+
+    def _found(self, names: Sequence[str], reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found = dict(zip(names, reports, strict=True))
+        self._seats |= {name: self._seats[name].found(report) for name, report in found.items()}
         return found
 
     def _build(self, names: Sequence[str], assignments: Mapping[str, Assignment]) -> Any:
@@ -197,9 +203,10 @@ class RayCluster:
 
     def poll(self, wait_s: float) -> list[Ended | Joined]:
         """Return the actors that ended or joined again, waiting up to `wait_s` for the first."""
-        self._tell_again()
-        found: list[Ended | Joined] = self._never_joined()
-        pending = [*self._runs, *self._joining]
+        self._told.again()
+        self._return_to_bundles()
+        found: list[Ended | Joined] = [*self._joining.late()]
+        pending = [*self._runs, *self._joining.refs]
         if not pending:
             return found
         ready, _ = ray.wait(pending, num_returns=1, timeout=0.0 if found else wait_s)
@@ -216,27 +223,12 @@ class RayCluster:
                 found += self._joined(self._joining.pop(ref), ref)
         return found
 
-    def _never_joined(self) -> list[Ended | Joined]:
-        """Return the actors whose next life has no process yet, or hangs while it is built."""
-        over = time.monotonic() - START_DEADLINE_S
-        late = {ref: names for ref, names in self._joining.items() if self._joining_since[names[0]] < over}
-        self._joining = {ref: names for ref, names in self._joining.items() if ref not in late}
-        reason = f"its next life was not ready within {START_DEADLINE_S:.0f} s"
-        return [Ended(names[0], reason=reason, died=True) for names in late.values()]
-
-    def _tell(self, call: Callable[[], Any]) -> None:
-        """Make a call whose answer nobody waits for."""
-        self._told[call()] = call
-
-    def _tell_again(self) -> None:
-        """Repeat the calls that a wire has lost; whoever is called takes them twice alike."""
-        if not self._told:
-            return
-        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0)
-        for ref in ended:
-            call = self._told.pop(ref)
-            if isinstance(error_of(ref), exceptions.ActorUnavailableError):
-                self._tell(call)
+    def _return_to_bundles(self) -> None:
+        """Ask again for the processes that find no place outside of their bundles, if these have one by now."""
+        for build in self._joining.stranded():
+            first = build.request.names[0]
+            if self._group is not None and bundle_nodes(self._group, {first: self._requests[first][0]}):
+                self.replace(build.assignments)
 
     def _watch(self, name: str) -> None:
         """An actor that has ended is still asked by its consumers: its process must live on."""
@@ -247,26 +239,27 @@ class RayCluster:
     def replace(self, assignments: Mapping[str, Assignment], well: Collection[str] = ()) -> None:
         """Begin to put other lives of actors in the places of these."""
         self._runs = {ref: name for ref, name in self._runs.items() if name not in assignments}
-        self._joining = {ref: names for ref, names in self._joining.items() if names[0] not in assignments}
+        self._joining.drop(assignments)
         for names in self._processes(assignments):
             before = self._seats[names[0]].process
+            index, request = self._requests[names[0]]
             if set(names) <= set(well):
                 before.stop.options(concurrency_group="control").remote()
             else:
                 ray.kill(before)
-                index, request = self._requests[names[0]]
                 self._sit(request, self._fresh_host(index, request, before))
-            self._joining[self._build(names, assignments)] = names
+            process, built = self._seats[names[0]].process, {name: assignments[name] for name in names}
+            self._joining.add(self._build(names, built), process, request, built, is_outside=process in self._outside)
             for name in names:
                 self._asked.pop(name, None)
-                self._joining_since[name] = time.monotonic()
 
     def _fresh_host(self, index: int, request: Request, before: Any) -> Any:
         """Return a spare process if there is one, else a new one; its bundle may still count the old one's CPUs."""
         if before in self._spare:
             self._spare.remove(before)
-        if before in self._dead:
-            self._dead.remove(before)
+        for known in (self._dead, self._outside):
+            if before in known:
+                known.remove(before)
         used = list(self._hosts.values())
         away = set() if self._is_own else avoided()
         spares = [] if away else list(self._spare)  # where they are is not known
@@ -274,6 +267,7 @@ class RayCluster:
         if free is None:
             if away and not has_place(self._group, index, away):
                 free = elsewhere(self._process_for(request), request, away)
+                self._outside.append(free)
             else:
                 free = self._new_host(index, request, 0.0)
             if self._keep:
@@ -296,7 +290,8 @@ class RayCluster:
         error = error_of(ref)
         if error is not None:
             return [self._failed(names[0], error)]
-        absent = self._absent
+        self._found(names, ray.get(ref))
+        absent = self._joining.names
         for name in names:
             incoming = [edge for edge in self._edges if edge.consumer == name]
             lines = {edge.name: None if edge.producer in absent else self._line(edge) for edge in incoming}
@@ -304,22 +299,17 @@ class RayCluster:
         for edge in self._edges:
             if edge.producer in names and edge.consumer not in absent and edge.consumer not in names:
                 consumer, line = self._seats[edge.consumer], {edge.name: self._line(edge)}
-                self._tell(lambda consumer=consumer, line=line: consumer.connect(line, at_once=True))
+                self._told.tell(lambda consumer=consumer, line=line: consumer.connect(line, at_once=True))
         self._runs |= {self._run(name): name for name in names}
         if not self._keep and not self._joining:
             self._have_spares(self._num_spares)  # a process that starts now is in nobody's way
         return [Joined(name) for name in names]
 
-    @property
-    def _absent(self) -> set[str]:
-        """The actors that are being built."""
-        return {name for names in self._joining.values() for name in names}
-
     # ------------------------------------------------------------------ reports and orders
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """Return the reports that have come since the last call."""
-        absent = self._absent
+        absent = self._joining.names
         for name, seat in self._seats.items():
             if name not in self._asked and name not in absent:
                 self._asked[name] = seat.report()
@@ -357,7 +347,7 @@ class RayCluster:
     def order(self, name: str, order: str, values: Mapping[str, Any] | None = None) -> None:
         """Send an order to one actor."""
         seat = self._seats[name]
-        self._tell(lambda: seat.order(order, values or {}))
+        self._told.tell(lambda: seat.order(order, values or {}))
 
     def close(self) -> None:
         """Kill the actors, free the bundles, and end Ray if this cluster started it."""
@@ -369,7 +359,8 @@ class RayCluster:
             self._spare = []
         if self._group is not None:
             remove_placement_group(self._group)
-        self._seats, self._group, self._runs, self._joining, self._asked, self._told = {}, None, {}, {}, {}, {}
+        self._seats, self._group, self._runs, self._asked, self._told = {}, None, {}, {}, Told()
+        self._joining, self._outside = Joining(self._wait_s), []
         if self._started_ray and not self._keep:
             ray.shutdown()
 

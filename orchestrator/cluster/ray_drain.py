@@ -14,6 +14,8 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from orchestrator.cluster.contract import Request
 
 ANSWER_S = 1.0
+NO_DEADLINE_S = 60.0
+"""What a node is taken to have left that will end, and does not say when; `ray drain-node` says so only if asked to."""
 SOME_BYTES = 1024**2
 """Ray asks a random node to place an actor that needs nothing, which may be the one that has just ended; else the
 driver's own."""
@@ -22,7 +24,10 @@ driver's own."""
 def draining() -> dict[str, float]:
     """Return the nodes that will end, and the seconds that each has left; as Ray Train looks for them."""
     now = time.time()
-    return {node: max(0.0, at_ms / 1000 - now) for node, at_ms in state.get_draining_nodes().items()}
+    left_s = {
+        node: at_ms / 1000 - now if at_ms else NO_DEADLINE_S for node, at_ms in state.get_draining_nodes().items()
+    }
+    return {node: max(0.0, each) for node, each in left_s.items()}
 
 
 def avoided() -> set[str]:
@@ -63,10 +68,20 @@ def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str,
     return {name: node for name, node in found.items() if node is not None and node not in away}
 
 
-def elsewhere(host: Any, request: Request, away: Collection[str]) -> Any:
+def elsewhere(host: Any, request: Request, away: Collection[str] = ()) -> Any:
     """Start a host outside of its bundle, where what its actor needs is free, on none of the nodes to avoid."""
     kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
+    avoid = {*away, *_without_cpus(away)}
+    node = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"} if avoid else {}
     return host.options(
         memory=SOME_BYTES, num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
-        label_selector={**request.labels, "ray.io/node-id": f"!in({','.join(sorted(away))})"}, **kind,
+        label_selector={**request.labels, **node}, **kind,
     ).remote()  # fmt: skip
+
+
+def _without_cpus(away: Collection[str]) -> set[str]:
+    """Return the nodes that have no CPU for anybody, as a head may have, unless no others are left."""
+    left = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
+    left = {node: cpus for node, cpus in left.items() if node not in away}
+    bare = {node for node, cpus in left.items() if cpus == 0}
+    return bare if bare < left.keys() else set()

@@ -15,6 +15,7 @@ from actors.host import Host
 from actors.spec import BlockSpec, SourceSpec
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
+from actors.transport.same_node import TakeServer
 from actors.transport.same_process import SameProcess, SameProcessPort
 from orchestrator.cluster.probe import probe
 
@@ -29,6 +30,7 @@ class RayHost:
         self._hosts = [Host()]
         self._rest = threading.Condition()
         self._num_running = 0
+        self._server: TakeServer | None = None
 
     @property
     def actor(self) -> ChainActor:
@@ -38,6 +40,7 @@ class RayHost:
     def assign(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> list[dict[str, Any]]:
         """Build actors in place of those before, once none of these computes; return their first reports.
 
+        These say where consumers on the same Ray node reach them, `takes_at`; None: over Ray only.
         What is built changes torch's and Python's state of the whole process for a moment, which no block may see.
 
         Raises:
@@ -49,7 +52,14 @@ class RayHost:
                 raise RunError(f"an actor of process {os.getpid()} has not ended {REST_S:.0f} s after it was told to")
         hosts = self._hosts[: len(actors)]
         self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
-        return [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
+        reports = [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
+        if self._server is None and any(spec.machine.serves_sockets for spec, _ in actors):
+            self._server = TakeServer(self.take)
+        takes_at = [
+            self._server.address if self._server and spec.machine.serves_sockets else None for spec, _ in actors
+        ]
+        here = self._node()
+        return [report | here | {"takes_at": own} for report, own in zip(reports, takes_at, strict=True)]
 
     def connect(self, ports: Mapping[str, Port | SameProcess | None], seat: int = 0) -> None:
         """Open an actor's incoming edges, or give them lines to other lives of their producers."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.transport.inbox import Port
 from actors.transport.ray_pull import RayPort
+from actors.transport.same_node import SameNodePort
 from actors.transport.same_process import SameProcess
 from orchestrator.cluster.ray_host import turn_of
 
@@ -21,14 +22,27 @@ class Seat:
     Args:
         process: handle of a `RayHost`.
         index: of the actor among those in it.
+        node: Ray's id of the node where it is; empty: not known yet.
+        takes_at: address of its messages for the processes of its node, if it serves them so.
     """
 
     process: Any
     index: int = 0
+    node: str = ""
+    takes_at: str | None = None
 
     def line_to(self, producer: Seat) -> Line:
         """Return a line for the consumer that sits here."""
-        return SameProcess() if producer.process == self.process else RayPort(producer.process)
+        if producer.process == self.process:
+            return SameProcess()
+        over_ray = RayPort(producer.process)
+        if producer.takes_at is None or producer.node != self.node:
+            return over_ray
+        return SameNodePort(producer.takes_at, over_ray)
+
+    def found(self, report: Mapping[str, Any]) -> Seat:
+        """Return the seat as the first report of the actor there tells of it."""
+        return replace(self, node=report["node"], takes_at=report["takes_at"])
 
     def connect(self, lines: Mapping[str, Line], *, at_once: bool = False) -> Any:
         """Give the actor lines to its producers, before a run that is asked for later, or `at_once` during one."""

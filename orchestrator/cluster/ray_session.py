@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import ray
+from ray import exceptions
+from ray._private.grpc_utils import init_grpc_channel
 
 from actors.errors import UserError
 from orchestrator.job_directory import JOB
 
 CONNECT_DEADLINE_S = 10.0
+FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""Asks for nothing that a client with the token may not know."""
 
 
 def init_ray(object_store_bytes: int | None) -> None:
@@ -26,7 +31,7 @@ def init_ray(object_store_bytes: int | None) -> None:
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
 
     Raises:
-        UserError: no cluster answers at RAY_ADDRESS, or it runs other versions.
+        UserError: no cluster answers at RAY_ADDRESS, it wants another token, or it runs other versions.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
@@ -46,6 +51,8 @@ def init_ray(object_store_bytes: int | None) -> None:
                 address=address, namespace="unlocked", log_to_driver=False, configure_logging=True,
                 logging_level=logging.ERROR, runtime_env=None if local else {"env_vars": environment}, **local,
             )  # fmt: skip
+    except exceptions.AuthenticationError as error:
+        raise _refused(address, error.message) from None
     except (ConnectionError, TimeoutError) as error:
         raise UserError(
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} after {time.monotonic() - since:.0f} s "
@@ -73,6 +80,27 @@ def _check_answers(address: str) -> None:
             f"RAY_ADDRESS: nothing answers at {address} ({error.strerror or error}); check the address, or unset it to "
             f"run on this machine"
         ) from None
+    _check_token(address)
+
+
+def _check_token(address: str) -> None:
+    """Ray asks for 20 s, tells of each time, and says in the end that nobody answers."""
+    channel: Any = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
+    with channel:
+        try:
+            channel.unary_unary(FIRST_CALL)(b"", timeout=CONNECT_DEADLINE_S)
+        except exceptions.AuthenticationError as error:
+            raise _refused(address, error.message) from None
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise _refused(address, str(error.details())) from None
+
+
+def _refused(address: str, why: str) -> UserError:
+    return UserError(
+        f"RAY_ADDRESS: the cluster at {address!r} refuses this user ({' '.join(why.split())}); set RAY_AUTH_MODE=token "
+        f"and put the cluster's token into RAY_AUTH_TOKEN, or into ~/.ray/auth_token"
+    )
 
 
 def new_variables() -> dict[str, str]:

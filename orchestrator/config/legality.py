@@ -46,6 +46,13 @@ def _check_delays(config: RunConfig, rule: str, declared: Declared) -> None:
             raise UserError(
                 f"schedule.{key}: got {getattr(schedule, key)!r} with rule {rule!r}, which {why}; leave the key out"
             )
+    needed = (schedule.input_delay or 1) - 2
+    if declared.is_driven_by_raw_input and config.staleness.max is not None and config.staleness.max < needed:
+        raise UserError(
+            f"staleness.max: got {config.staleness.max} with schedule.input_delay {schedule.input_delay}, expected at "
+            f"least {needed}: a block would wait for the next one to train on an activation that is not due there yet; "
+            f"raise the bound or lower the delay"
+        )
     if schedule.name == "lockstep" and schedule.delay_per_hop > 0 and declared.late_credit:
         raise UserError(
             f"schedule.delay_per_hop: got {schedule.delay_per_hop:g} with lockstep, which finishes every batch before "

@@ -52,6 +52,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_data(config, catalog)
     _check_optimizer(config, catalog)
     _check_indices("placement.blocks", config.placement.blocks, config.network)
+    _check_indices("faults.slow", (slow.block for slow in config.faults.slow), config.network)
     num_blocks = _num_blocks(config.network)
     check_sharing(config, None if num_blocks == MOST_BLOCKS else num_blocks)
     buffers = config.buffers

@@ -188,7 +188,7 @@ class FaultsSection(Section):
     pad: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     """Every block's computing lasts this many times longer, and rests meanwhile: simulated devices."""
     jitter: float = Field(default=0.0, ge=0, le=3)
-    """Relative spread of a step's length."""
+    """Relative spread of a step's length, which is never less than its computing takes: use it with a pad."""
     kill: list[KillSection] = []
     """Processes that die."""
 
@@ -314,6 +314,8 @@ class PlacementSection(Section):
     """Size of a local cluster's object store."""
     blocks_per_actor: int | None = Field(default=None, ge=1)
     """Neighbouring blocks that share a process, each with a thread of its own; default 1. Resources add up."""
+    same_node: Literal["object_store", "socket"] = "object_store"
+    """What messages between two processes of a node travel through."""
     rebalance: bool = False
     """Blocks that had to go elsewhere when a node was lost move back once there is a place for them again."""
 

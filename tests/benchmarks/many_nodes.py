@@ -102,6 +102,8 @@ def measure(num_blocks: int, arguments: argparse.Namespace) -> Iterator[dict[str
             got = train_arm(rule, s, num_blocks, arguments)
             ideal = predict(rule, num_blocks=num_blocks, delay_per_hop=s, costs=costs).period_s
             crossing = sum(a != b for a, b in zip(got["nodes"], got["nodes"][1:], strict=False))
+            assert got["status"] == "completed", got["status"]
+            assert crossing == num_blocks - 1, f"an edge stays on its node: {got['nodes']}"
             yield {
                     "arm": name, "blocks": num_blocks, "nodes": len(set(got["nodes"])), "crossing": crossing,
                     "kilobytes": arguments.kilobytes, "batches": arguments.batches, "status": got["status"],

@@ -28,6 +28,8 @@ from tests.benchmarks.simulated_network import describe
 from tests.benchmarks.trace_cost import STEP_S, step_ns
 
 SHORT = 30
+WAYS = ("object_store", "socket")
+"""Of `placement.same_node`."""
 REPORTS = 200
 EVERY = 50
 """Batches between checkpoints."""
@@ -48,13 +50,15 @@ def cpu_by_kind() -> dict[str, float]:
     return found
 
 
-def per_message(size_mb: float, blocks: int, cluster: Any, folder: Path) -> dict[str, float]:
-    """Return CPU milliseconds per message and hop, and shares, for one size of message."""
+def per_message(size_mb: float, same_node: str, blocks: int, cluster: Any, folder: Path) -> dict[str, Any]:
+    """Return CPU milliseconds per message and hop, and shares, for one size of message and way to travel."""
     describe(folder / "network", blocks, compute_ms(size_mb), size_mb * 2**20)
     long = SHORT + int(max(30, min(400, 10_000 / compute_ms(size_mb))))
     spent, wall = [], []
     for steps in (SHORT, SHORT, long):  # the first one warms up
-        chosen = argparse.Namespace(blocks=blocks, compute_ms=compute_ms(size_mb), message_mb=size_mb, steps=steps)
+        chosen = argparse.Namespace(
+            blocks=blocks, compute_ms=compute_ms(size_mb), message_mb=size_mb, steps=steps, same_node=same_node
+        )
         before = cpu_by_kind()
         wall.append(measure(chosen, "local", 0, cluster)["wall_s"])
         after = cpu_by_kind()
@@ -63,6 +67,7 @@ def per_message(size_mb: float, blocks: int, cluster: Any, folder: Path) -> dict
     seconds = wall[2] - wall[1]
     return {
         "message_mb": size_mb,
+        "same_node": same_node,
         "cpu_ms": 1000 * cpu["actors"] / (long - SHORT) / blocks,
         "with_daemons_ms": 1000 * (cpu["actors"] + cpu["daemons"]) / (long - SHORT) / blocks,
         "daemons_of_cpu": cpu["daemons"] / sum(cpu.values()),
@@ -136,7 +141,11 @@ def main() -> None:
         from orchestrator.cluster.ray_cluster import RayCluster
 
         cluster = RayCluster(object_store_bytes=3 * 1024**3, keep=True)
-        rows = [per_message(size, arguments.blocks, cluster, Path(name)) | least[size] for size in sizes]
+        rows = [
+            per_message(size, way, arguments.blocks, cluster, Path(name)) | least[size]
+            for size in sizes
+            for way in WAYS
+        ]
         result: dict[str, Any] = {
             "messages": rows,
             "orchestrator_of_core": max(row["orchestrator_of_core"] for row in rows),
@@ -152,10 +161,13 @@ def main() -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the measurement as text."""
-    lines = ["   size MB   CPU ms per message and hop (with daemons)   memcpy    pipe    gloo   daemons' share"]
+    lines = [
+        "   size MB   through      CPU ms per message and hop (with daemons)  memcpy    pipe    gloo   daemons' share"
+    ]
     for row in result["messages"]:
         lines.append(
-            f"{row['message_mb']:10.2f}   {row['cpu_ms']:10.2f} ({row['with_daemons_ms']:.2f}){'':24}"
+            f"{row['message_mb']:10.2f}   {row['same_node']:12}"
+            f"{row['cpu_ms']:8.2f} ({row['with_daemons_ms']:.2f}){'':24}"
             f"{row['memcpy_ms']:8.3f}{row['pipe_ms']:8.3f}{row['gloo_ms']:8.3f}{100 * row['daemons_of_cpu']:10.1f} %"
         )
     lines += [

@@ -76,7 +76,8 @@ def forward_steps(trace: dict[str, Any]) -> Starts:
 def measured_period(steps: Starts, block: str) -> float:
     """Return the median time per batch of a block over the first stretch of its timeline, in seconds."""
     begins = {batch: begin for (name, batch), (begin, _) in steps.items() if name == block}
-    slopes = [(begins[t + WIDTH] - begins[t]) / WIDTH for t in begins if all(t + i in begins for i in range(WIDTH + 1))]
+    width = min(WIDTH, len(begins) - 1)
+    slopes = [(begins[t + width] - begins[t]) / width for t in begins if all(t + i in begins for i in range(width + 1))]
     return median(slopes)
 
 

@@ -1,7 +1,7 @@
 """How much of the time per step is compute where every block has a device of its own: the system's own cost.
 
     python -m tests.benchmarks.simulated_devices [--blocks 8 --compute-ms 50 --message-mb 4] [--steps 200]
-        [--rule local] [--delay-per-hop 0] [--json]
+        [--rule local] [--delay-per-hop 0] [--same-node socket] [--json]
 
 Devices are simulated: each block's compute is a sleep (`simulated_network.py`), which leaves the processor free; edges,
 messages, checks, actors and Ray are the real ones. Efficiency = compute time / time per step of the slowest block,
@@ -62,7 +62,7 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
         "training": {"epochs": 1},
         "evaluation": {"every_epochs": 0, "splits": []},
         "buffers": {"capacity": 16 if arguments.message_mb <= 1 else 4},
-        "placement": {"cpus_per_block": 0.01},
+        "placement": {"cpus_per_block": 0.01, "same_node": arguments.same_node},
     }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def case(
 ) -> dict[str, Any]:
     """Measure arms of one case; the first one's facts stand on top, those of the others in `beside`."""
     describe(folder / "network", arguments.blocks, arguments.compute_ms, arguments.message_mb * 2**20)
-    facts = {name: getattr(arguments, name) for name in ("blocks", "compute_ms", "message_mb", "steps")}
+    facts = {name: getattr(arguments, name) for name in ("blocks", "compute_ms", "message_mb", "steps", "same_node")}
     found = {name: measure(arguments, rule, delay, cluster) for name, (rule, delay) in arms.items()}
     first, *others = found
     result = facts | found[first] | {"load": os.getloadavg()[0], "beside": {name: found[name] for name in others}}
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rule", default="local")
     parser.add_argument("--delay-per-hop", type=float, default=0)
+    parser.add_argument("--same-node", choices=("object_store", "socket"), default="object_store")
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4], help="of the table")
     parser.add_argument("--no-pipelining", dest="pipelining", action="store_false", help="without torch's 1F1B")
     parser.add_argument("--json", action="store_true")

@@ -13,6 +13,7 @@ from actors.transport.in_process import InProcessPort
 from actors.transport.inbox import Inbox
 from actors.transport.outbox import Outbox, Take
 from actors.transport.ray_pull import RayPort
+from actors.transport.same_node import SameNodePort, TakeServer
 from actors.transport.same_process import SameProcessPort
 
 RUN = "conformance"
@@ -99,6 +100,30 @@ class SameProcessCarrier(InProcessCarrier):
 
     def port(self, edge):
         return SameProcessPort(self._outboxes.outboxes[edge])
+
+
+class SocketCarrier(InProcessCarrier):
+    """Producers behind a socket, as another process of this machine sees them."""
+
+    def __init__(self):
+        super().__init__()
+        self._server = TakeServer(self._outboxes.take)
+
+    def port(self, edge):
+        return SameNodePort(self._server.address, otherwise=Nowhere())
+
+    def close(self):
+        super().close()
+        self._server.close()
+
+
+class Nowhere:
+    """A line that must not be used."""
+
+    def request(self, take):
+        raise AssertionError(f"{take} went another way")
+
+    collect = request
 
 
 class RayCarrier(InProcessCarrier):

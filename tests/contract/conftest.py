@@ -18,12 +18,17 @@ def warm_outboxes(ray_session):
     ray_session.kill(actor)
 
 
-@pytest.fixture(params=["in_process", "same_process", "ray"])
+@pytest.fixture(params=["in_process", "same_process", "socket", "ray"])
 def carrier(request):
     """Makes producers, each on a fresh edge; all are closed when the test ends."""
     if request.param == "ray":
         made = carriers.RayCarrier(request.getfixturevalue("warm_outboxes"))
     else:
-        made = {"in_process": carriers.InProcessCarrier, "same_process": carriers.SameProcessCarrier}[request.param]()
+        kinds = {
+            "in_process": carriers.InProcessCarrier,
+            "same_process": carriers.SameProcessCarrier,
+            "socket": carriers.SocketCarrier,
+        }
+        made = kinds[request.param]()
     yield made
     made.close()

@@ -1,12 +1,15 @@
 """What deploy/ runs and names exists, takes the arguments it is given, and is the same command everywhere."""
 
+import itertools
 import os
 import re
 import shlex
 import subprocess
 
+import click
 import pytest
 import yaml
+from ray.scripts.scripts import cli
 
 from deploy.dependencies import dependencies
 from orchestrator.cli import app
@@ -18,7 +21,8 @@ from tests.deploy.manifests import KUBERAY, load, training_job
 DEPLOY = ROOT / "deploy"
 TEXTS = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 OWN_PATH = re.compile(r"(?<![\w./-])(?:\./)?((?:configs|deploy|orchestrator|actors|tests)/[\w./-]*\w)")
-TRAIN = re.compile(r"(?:orchestrator|unlocked) (?:train|submit) ((?:configs/\S+ ?|[\w.]+=\S+ ?|--\S+ http\S+ ?)+)")
+TRAIN = re.compile(r"(?:(?:orchestrator|unlocked) (?:train|submit)|submit\.sh) (configs/[^\n`]*)")
+RAY = re.compile(r"(?<![\w.-])ray ([a-z][^\n`;|>]*)")
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
@@ -47,6 +51,35 @@ def test_every_command_of_ours_exists(path):
     assert set(used) <= COMMANDS
 
 
+def ray_commands():
+    """Every command of Ray's own that is named: where, its words, and the options that it is given."""
+    found = []
+    for path in TEXTS:
+        for line in RAY.findall(lines_of(path)):
+            given = re.split(" -- | #", line)[0]
+            words = list(itertools.takewhile(re.compile(r"[a-z][a-z-]*$").match, given.split()))
+            found.append((name_of(path), words, set(re.findall(r"--[a-z][a-z-]*", given))))
+    return found
+
+
+def test_every_command_of_ray_exists_and_takes_the_options_that_it_is_given():
+    for name, words, given in ray_commands():
+        command = cli
+        while isinstance(command, click.Group):
+            assert words and words[0] in command.commands, f"{name}: ray {words}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert given <= known, f"{name}: ray {command.name}"
+
+
+def test_the_search_for_ray_s_commands_finds_them():
+    found = [(name, *words[:2]) for name, words, _ in ray_commands()]
+    assert ("submit.sh", "job", "submit") in found and ("README.md", "job", "stop") in found
+    assert found.count(("slurm/train.sbatch", "start")) == 2 and found.count(("cluster.yaml", "start")) == 2
+    options = {option for _, _, given in ray_commands() for option in given}
+    assert {"--runtime-env-json", "--dashboard-host", "--include-dashboard", "--num-cpus", "--generate"} <= options
+
+
 def entrypoints():
     [patch] = load(KUBERAY / "overlays" / "gpu-job" / "entrypoint.yaml")
     return {"components/job": training_job()["spec"]["entrypoint"], "overlays/gpu-job": patch[0]["value"]}
@@ -66,20 +99,27 @@ def test_the_script_gives_a_stopped_job_the_time_that_unlocked_submit_gives():
 
 
 def trainings():
-    found = [(name_of(path), words) for path in TEXTS for words in TRAIN.findall(lines_of(path))]
-    return found + [(name, " ".join(shlex.split(text)[len(ENTRYPOINT) :])) for name, text in entrypoints().items()]
+    """Every training that is named: where, and its words as a shell would split them."""
+    texts = {"the README": ROOT / "README.md", **{name_of(path): path for path in TEXTS}}
+    lines = [(name, line) for name, path in texts.items() for line in TRAIN.findall(lines_of(path))]
+    found = [(name, shlex.split(line.removesuffix(" ..."), comments=True)) for name, line in lines]
+    return found + [(name, shlex.split(text)[len(ENTRYPOINT) :]) for name, text in entrypoints().items()]
 
 
 @pytest.mark.parametrize(("name", "words"), trainings())
 def test_the_settings_of_every_training_that_is_named_are_valid(name, words, catalog):
-    given = [word for word in words.split() if not word.startswith(("--", "http"))]
+    given = [word for word in words if not word.startswith(("--", "http"))]
     files = [str(ROOT / word) for word in given if "=" not in word]
-    [run] = load_runs(files, [word for word in given if "=" in word], catalog)
-    assert run.run_dir is not None
+    runs = load_runs(files, [word for word in given if "=" in word], catalog)
+    assert runs and all(run.run_dir is not None for run in runs)
 
 
-def test_the_trainings_of_the_readme_were_found():
-    assert len([name for name, _ in trainings() if name == "README.md"]) >= 2
+def test_the_trainings_of_the_readmes_were_found_to_the_last_word():
+    found = [word for _, words in trainings() for word in words]
+    for word in ("faults.kill=[{actor: block1, batch: 77}]", "placement.labels={rack: b}", "seed=[1,2,3]"):
+        assert word in found
+    assert "placement.pin_cpus=true" in found, "it stands after a quoted one"
+    assert {"the README", "README.md", "submit.sh", "components/job"} <= {name for name, _ in trainings()}
 
 
 @pytest.mark.parametrize("name", ["submit.sh", "slurm/train.sbatch"])
@@ -113,6 +153,20 @@ def test_the_image_holds_the_dependencies_of_the_package_and_no_second_list(tmp_
     for words in re.findall(r"pip install ([^&\n]*)", text):
         plain = re.sub(r'--index-url "[^"]*"', "", words).split()
         assert all(word in ("-r", "-c") or word.endswith(".txt") for word in plain), "a package named by hand"
+
+
+def test_the_image_is_slim_and_takes_the_arguments_that_are_given_to_it():
+    text = lines_of(DEPLOY / "Dockerfile")
+    declared = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+    assert declared["DEVICE"] == "cpu" and '--index-url "https://download.pytorch.org/whl/${DEVICE}"' in text
+    assert re.search(r"^FROM python:\$\{PYTHON\}-slim$", text, re.M) and "PYTHON" in declared
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == declared.keys(), "each argument is used, and none is not declared"
+    for name in ("DEVICE", "RAY_VERSION"):
+        assert text.index("FROM ") < text.index(f"ARG {name}="), "one that stands before FROM is empty after it"
+    given = {
+        name for path in [ROOT / "README.md", *TEXTS] for name in re.findall(r"--build-arg (\w+)=", lines_of(path))
+    }
+    assert given and given <= declared.keys()
 
 
 def test_the_image_runs_as_a_user():

@@ -1,6 +1,9 @@
 """`unlocked control`: a running job changes, and nothing else does."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +15,9 @@ from orchestrator import control
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
-from tests.runs import block_weights, run
+from orchestrator.step_watch import StepWatch
+from tests.conftest import ROOT
+from tests.runs import assert_balanced, block_weights, run
 
 LONG = {"training": {"epochs": 8}, "evaluation": {"every_epochs": 0}, "network": {"blocks": 3}}
 DEADLINE_S = 60.0
@@ -79,7 +84,34 @@ def test_a_bound_and_a_capacity_change_while_it_runs_and_no_weight_does(tmp_path
     assert [event["values"] for event in events(job.folder, "control")] == [{"staleness.max": 1, "buffers.capacity": 9}]
 
 
-def test_a_paused_run_stands_still_until_it_is_resumed(job):
+def test_the_command_changes_a_job_over_ray_from_another_process(tmp_path, ray_cluster):
+    job = Job(tmp_path / "run", cluster=ray_cluster, training={"epochs": 5000}, faults={"pad": 4})
+    command = [sys.executable, "-m", "orchestrator", "control", str(job.folder)]
+    words, environment = ["staleness.max=2", "buffers.capacity=16"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            [*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in words), done.stdout
+        job.until(lambda state, batch: len(events(job.folder, "applied")) == 4)
+    finally:
+        control.ask(job.folder, ["stop"])
+        summary = job.end()
+    assert [event["values"] for event in events(job.folder, "control")[:1]] == [
+        {"staleness.max": 2, "buffers.capacity": 16}
+    ]
+    applied = {event["actor"]: event for event in events(job.folder, "applied")}
+    assert applied.keys() == {"source", "block0", "block1", "block2"}
+    for event in applied.values():
+        assert (event["values"]["bound"], event["values"]["capacity"]) == (2, 16)
+        assert 0 < event["position"] <= summary.blocks[0]["version"] + 16
+    assert {edge["capacity"] for edge in summary.edges} == {16}
+
+
+def test_a_paused_run_stands_still_until_it_is_resumed(job, monkeypatch):
+    counted, restart = [], StepWatch.restart
+    monkeypatch.setattr(StepWatch, "restart", lambda watch: (counted.append(watch), restart(watch)))
     control.ask(job.folder, ["pause"])
     job.until(lambda state, batch: state == "paused")
     seen = []
@@ -87,6 +119,7 @@ def test_a_paused_run_stands_still_until_it_is_resumed(job):
     control.ask(job.folder, ["resume"])
     job.until(lambda state, batch: batch > seen[-1])
     assert job.end().status == "completed"
+    assert len(counted) == 2, "its seconds count as nobody's step or silence"
 
 
 def test_a_snapshot_is_committed_while_it_runs(job):
@@ -186,6 +219,29 @@ def test_a_running_job_is_not_given_a_limiter_that_cannot_progress(tmp_path, cap
         assert fragment in refused(capsys, job.folder, word)
     assert job.end().status == "completed"
     assert not events(job.folder, "control") and not events(job.folder, "applied")
+
+
+def test_a_replay_buffer_changes_while_it_runs_and_no_block_waits_for_ever(tmp_path):
+    """The limiter and the number of uses, up and down, after many uses under other settings."""
+    own = {"on_full": "drop_oldest", "max_reuse": 4, "samples_per_insert": 1.0, "capacity": 4}
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    job = Job(tmp_path / "run", faults=slow, schedule={"name": "replay"}, buffers=own)
+    changes = (
+        ["buffers.samples_per_insert=4"],
+        ["buffers.samples_per_insert=null", "buffers.max_reuse=2", "staleness.max=3"],
+        ["buffers.max_reuse=1", "buffers.on_full=block", "buffers.capacity=2", "buffers.order=fifo"],
+    )
+    for words in changes:
+        seen = job.status()["batch"]
+        job.until(lambda state, batch, seen=seen: batch >= seen + 8)
+        control.ask(job.folder, words)
+    summary = job.end()
+    assert summary.status == "completed"
+    assert [block["updates"] for block in summary.blocks] == [88] * 3
+    assert_balanced(summary)
+    values = [event["values"]["replay"] for event in events(job.folder, "applied") if event["actor"] == "block1"]
+    told = [(each["samples_per_insert"], each["max_reuse"], each["on_full"], each["capacity"]) for each in values]
+    assert told == [(4.0, 4, "drop_oldest", 4), (None, 2, "drop_oldest", 4), (None, 1, "block", 2)]
 
 
 @pytest.mark.parametrize("word", ["pause", "staleness.max=2", "nonsense.key=1"])

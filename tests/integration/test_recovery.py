@@ -5,7 +5,11 @@ All actors share this process, so every death is exact; tests/integration/test_k
 
 import errno
 import functools
+import io
 import itertools
+import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from actors.errors import RunError, UserError
 from actors.fail_points import ProcessKilled
 from actors.storage import LocalStorage
 from actors.transport.outbox import Outbox
+from orchestrator.progress import TrainingProgress
 from tests.runs import Replacing, block_weights, run
 
 MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
@@ -95,6 +100,15 @@ def cases():
 def test_a_lost_actor_changes_no_weight(tmp_path_factory, method, actor, mode):
     at = "snapshot" if actor == "source" else "step"
     assert_unchanged(tmp_path_factory, method, [kill(actor, batch_of(method, actor), at)], recovery={"mode": mode})
+
+
+@pytest.mark.parametrize("mode", ["local", "global"])
+@pytest.mark.parametrize("actor", ["block0", "block1"])
+@pytest.mark.parametrize("method", ["local", "synthetic inputs"])
+def test_a_lost_actor_changes_no_weight_under_a_staleness_bound_either(tmp_path_factory, method, actor, mode):
+    """What a life has promised its producer, or been promised, is known to the next one."""
+    settings = {"staleness": {"max": 0}, "recovery": {"mode": mode}}
+    assert_unchanged(tmp_path_factory, method, [kill(actor, 11)], **settings)
 
 
 @pytest.mark.parametrize("mode", ["local", "global"])
@@ -212,6 +226,64 @@ def test_a_full_disk_stops_no_training_and_the_next_success_clears_it(tmp_path_f
     assert 3 in committed and 11 in committed and 7 not in committed
 
 
+class Disk:
+    """Refuses to write below a folder from one batch of the source on until another."""
+
+    def __init__(self, monkeypatch, folder, number, since, until):
+        self.folder, self.number = str(folder), number
+        self.is_full, self.refused = False, set()
+        self._open, note = io.open, DataActor._note_position
+
+        def note_position(actor, batch_id, orders):
+            self.is_full = since <= batch_id < until
+            note(actor, batch_id, orders)
+
+        monkeypatch.setattr(DataActor, "_note_position", note_position)
+        monkeypatch.setattr("builtins.open", self.open)
+        monkeypatch.setattr("io.open", self.open)
+        for name in ("write", "pwrite"):
+            monkeypatch.setattr(os, name, functools.partial(self.to_descriptor, getattr(os, name)))
+
+    def check(self, path):
+        if self.is_full and str(path).startswith(self.folder):
+            self.refused.add(Path(path).name)
+            raise OSError(self.number, os.strerror(self.number), str(path))
+
+    def open(self, file, mode="r", *args, **kwargs):
+        if mode.strip("bt") != "r":
+            self.check(file)
+        return self._open(file, mode, *args, **kwargs)
+
+    def to_descriptor(self, write, descriptor, *args):
+        self.check(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return write(descriptor, *args)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_run_directory_on_a_full_or_read_only_disk_stops_no_training(tmp_path_factory, tmp_path, monkeypatch, number):
+    folder = tmp_path / "run"
+    disk = Disk(monkeypatch, folder, number, since=7, until=15)
+    said = []
+    monkeypatch.setattr(TrainingProgress, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr("orchestrator.lease.BEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 0.0)
+    got = run(folder, **KEEPING)
+    assert {"metrics.jsonl", "lease.json"} < disk.refused and any("status.json" in name for name in disk.refused)
+    assert outcome(got) == outcome(undisturbed(tmp_path_factory.getbasetemp(), "local"))
+    committed = [event["position"] for event in got.events if event["event"] == "checkpoint"]
+    assert 3 in committed and 7 not in committed and committed[-1] == 21
+    for file in ("metrics.jsonl", "status.json", "lease.json"):
+        assert len([line for line in said if line.startswith(f"{file} can't be written")]) == 1, said
+        assert f"{file} is written again" in said
+    assert len([line for line in said if "training goes on" in line and "checkpoint" in line]) == 1, said
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kinds = ("checkpoint", "checkpoint failed", "not written")
+    assert [line["event"] for line in lines if line.get("event") in kinds] == [
+        event["event"] for event in got.events if event["event"] in kinds
+    ]
+    assert not list(folder.glob(".*.partial")) and got.status == "completed"
+
+
 def test_a_disk_that_is_full_while_the_cap_is_reached_lets_the_run_go_on_once_there_is_room(
     tmp_path_factory, tmp_path, monkeypatch
 ):
@@ -278,12 +350,21 @@ UNORDERED = {
 @pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("actor", ["block0", "block1", "block2", "source"])
 @pytest.mark.parametrize("how", UNORDERED)
-def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(tmp_path, how, actor, mode):
+def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(
+    tmp_path, monkeypatch, how, actor, mode
+):
+    said = []
+    monkeypatch.setattr(TrainingProgress, "say", lambda self, text: said.append(text))
     sections = {**UNORDERED[how], **KEEPING, "recovery": {"mode": mode}, "optimizer": {"lr": 0.01}}
     at = "snapshot" if actor == "source" else "step"
     got = run(tmp_path / "run", **sections, faults={"kill": [kill(actor, 11, at)]})
     assert got.status == "completed" and lost(got) == [actor]
     assert all(block["version"] >= 15 for block in got.blocks)
     assert not [event for event in got.events if event["event"] == "imbalance"]
-    assert sum(edge["lost"] for edge in got.edges) <= 40
+    total = sum(edge["lost"] for edge in got.edges)
+    assert total <= 40
+    assert [line.split()[0] for line in said if "messages were lost with" in line] == ([str(total)] if total else [])
+    faults = [event for event in got.events if event["event"] == "recovered" and event["actor"] == actor]
+    assert [event["messages_lost"] for event in faults] == [total]
+    assert len([line for line in said if f"{actor} is back after" in line]) == 1, said
     assert got.test_accuracy is not None

@@ -1,13 +1,16 @@
 """Replay, staleness and what arrives when it arrives: whole runs, over both clusters."""
 
 import json
+import re
+from collections import defaultdict
 
 import pytest
+import torch
 
 from actors.block import Block
 from actors.errors import UserError
 from orchestrator.cluster.in_process import InProcessCluster
-from tests.runs import assert_balanced, block_weights, run
+from tests.runs import assert_balanced, block_weights, config_of, run
 
 CHAIN = {"blocks": 3}
 ONCE = {"order": "fifo", "max_reuse": 1, "on_full": "block", "capacity": 1}
@@ -27,18 +30,73 @@ def forward_edges(summary):
     return [edge for edge in summary.edges if edge["staleness"]["bound"] is not None]
 
 
+def between(summary):
+    return [edge for edge in summary.edges if re.fullmatch(r"block\d->block\d", edge["name"])]
+
+
 # ---------------------------------------------------------------- a bound under first in, first out
 
 
+SYNTHESIZING = {"lr": 0.02, "synthesizer": {"name": "adam", "lr": 0.003}}
+IN_ORDER = {
+    "local": {"rule": {"name": "local"}},
+    "backprop": {"rule": {"name": "backprop"}},
+    "overlapping": {"rule": {"name": "backprop", "reach": 2, "losses": "every"}},
+    "late": {"rule": {"name": "backprop"}, "schedule": {"delay_per_hop": 2}},
+    "DFA": {"rule": {"name": "direct_feedback_alignment"}, "schedule": {"delay_per_hop": 2}},
+    "synthetic inputs": {
+        "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "schedule": {"delay_per_hop": 2, "input_delay": 1},
+        "optimizer": SYNTHESIZING,
+    },
+    "lockstep": {"rule": {"name": "backprop"}, "schedule": {"name": "lockstep"}},
+    "lockstep, synthetic inputs": {
+        "rule": {"name": "synthetic_gradients", "synthetic_inputs": True},
+        "schedule": {"name": "lockstep", "input_delay": 2},
+        "optimizer": SYNTHESIZING,
+    },
+    "sequential": {"rule": {"name": "local"}, "schedule": {"name": "sequential"}},
+}
+
+
+@pytest.mark.parametrize("case", IN_ORDER)
+def test_a_bound_changes_no_weight_and_is_kept(tmp_path, case):
+    free = run(tmp_path / "free", network=CHAIN, **IN_ORDER[case])
+    for bound in (0, 1, 3):
+        paced = run(tmp_path / f"{bound}", network=CHAIN, staleness={"max": bound}, **IN_ORDER[case])
+        assert block_weights(paced) == block_weights(free)
+        assert len(forward_edges(paced)) == 2
+        assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
+        assert_balanced(paced)
+
+
 @pytest.mark.parametrize("rule", ["local", "backprop"])
-@pytest.mark.parametrize("bound", [0, 1, 3])
-def test_a_bound_changes_no_weight_and_is_kept(tmp_path, rule, bound):
-    free = run(tmp_path / "free", rule={"name": rule}, network=CHAIN)
-    paced = run(tmp_path / "paced", rule={"name": rule}, network=CHAIN, staleness={"max": bound})
+def test_a_bound_of_zero_gives_lockstep_its_staleness_and_its_weights(tmp_path, rule):
+    own = {"rule": {"name": rule}, "network": CHAIN}
+    locked = run(tmp_path / "locked", **own, schedule={"name": "lockstep"})
+    paced = run(tmp_path / "paced", **own, staleness={"max": 0})
+    assert block_weights(paced) == block_weights(locked)
+    assert {edge["staleness"]["max"] for each in (paced, locked) for edge in between(each)} == {0}
+
+
+@pytest.mark.parametrize("capacity", [1, 4])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_the_largest_input_delay_that_a_bound_allows_makes_no_block_wait_for_ever(tmp_path, bound, capacity):
+    own = {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}, "optimizer": SYNTHESIZING}
+    chain = {"network": CHAIN, "buffers": {"capacity": capacity}, "evaluation": {"every_batches": 4}}
+    schedule = {"delay_per_hop": 1, "input_delay": bound + 2}
+    free = run(tmp_path / "free", **own, **chain, schedule=schedule)
+    paced = run(tmp_path / "paced", **own, **chain, schedule=schedule, staleness={"max": bound})
     assert block_weights(paced) == block_weights(free)
-    assert len(forward_edges(paced)) == 2
-    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(paced))
-    assert_balanced(paced)
+    assert [edge["staleness"]["max"] for edge in forward_edges(paced)] == [bound, bound]
+
+
+def test_an_input_delay_beyond_the_bound_is_refused(tmp_path):
+    """Its producer may not finish the batch that the delayed input belongs to: both would wait for ever."""
+    own = {"rule": {"name": "synthetic_gradients", "synthetic_inputs": True}, "schedule": {"input_delay": 4}}
+    with pytest.raises(UserError, match=r"staleness\.max: got 1 with schedule\.input_delay 4, expected at least 2"):
+        config_of(tmp_path, **own, staleness={"max": 1})
+    assert config_of(tmp_path, **own, staleness={"max": 2})
 
 
 @pytest.mark.parametrize("bound", [0, 2])
@@ -206,8 +264,43 @@ def test_blocks_whose_passes_are_no_longer_answered_end_with_fewer_updates(tmp_p
     assert_balanced(summary)
 
 
-def test_one_block_at_a_time_in_process_meets_late_feedback_and_learns(tmp_path):
-    own = {"name": "pipeline", "feedback": "as_it_arrives"}
-    late = run(tmp_path / "late", rule={"name": "backprop"}, network=CHAIN, schedule=own)
+@pytest.fixture
+def followed(monkeypatch):
+    """By block, at every update: the gradients that its body follows, and uses it has finished beyond its updates."""
+    found, update = defaultdict(list), Block.update
+
+    def noting(block, flags):
+        gradients = [p.grad.clone() for p in block.body.parameters() if p.grad is not None]
+        found[block.spec.index].append((gradients, block.version - block.updates))
+        update(block, flags)
+
+    monkeypatch.setattr(Block, "update", noting)
+    return found
+
+
+AS_IT_ARRIVES = {"name": "pipeline", "feedback": "as_it_arrives"}
+
+
+def test_one_block_at_a_time_in_process_meets_late_feedback_and_learns(tmp_path, followed):
+    late = run(tmp_path / "late", rule={"name": "backprop"}, network=CHAIN, schedule=AS_IT_ARRIVES)
+    waited = {index: [ahead for _, ahead in updates] for index, updates in followed.items()}
+    assert max(waited[0]) > 1 and set(waited[2]) == {1}, "the last block has its own loss at once"
+    followed.clear()
     exact = run(tmp_path / "exact", rule={"name": "backprop"}, network=CHAIN)
+    assert {ahead for updates in followed.values() for _, ahead in updates} == {1}
     assert min(late.test_accuracy, exact.test_accuracy) > 0.35, "four classes"
+
+
+@pytest.mark.parametrize("late", ["stash", "recompute"])
+def test_while_weights_rest_feedback_as_it_arrives_gives_every_batch_backprops_gradients(tmp_path, followed, late):
+    """T12, bit for bit."""
+    own = {"rule": {"name": "backprop"}, "network": CHAIN, "optimizer": {"lr": 0.0}, "training": {"epochs": 1}}
+    run(tmp_path / "late", **own, schedule={**AS_IT_ARRIVES, "late": late})
+    arrived = dict(followed)
+    followed.clear()
+    run(tmp_path / "exact", **own)
+    assert max(ahead for _, ahead in arrived[0]) > 1
+    for index in range(3):
+        assert len(arrived[index]) == len(followed[index]) == BATCHES // 2
+        for (got, _), (expected, _) in zip(arrived[index], followed[index], strict=True):
+            assert got and all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))

@@ -1,5 +1,6 @@
 """A run that was interrupted goes on as if it had not been."""
 
+import json
 import shutil
 
 import pytest
@@ -11,9 +12,10 @@ from actors.storage import open_storage
 from orchestrator import api
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cli import main
+from orchestrator.lease import Lease
 from tests.counting_rule import BATCH_SIZE, EPOCHS, SAMPLES
 from tests.integration.test_recovery import KEEPING, METHODS, MLP, kill, outcome
-from tests.runs import Replacing, run
+from tests.runs import Replacing, config_of, run
 
 EVERY = {"checkpoint": {"every_batches": 4, "keep": 9}, "evaluation": {"every_batches": 7}}
 PIPELINED = METHODS["pipelined"]
@@ -69,6 +71,33 @@ def test_in_the_history_that_led_to_the_weights_every_sample_counts_once_per_epo
         assert counts.tolist() == [[1] * SAMPLES] * EPOCHS
 
 
+def test_the_summary_of_a_run_tells_of_all_its_jobs_and_its_metrics_of_every_evaluation_once(tmp_path):
+    folder, every = tmp_path / "run", {**PIPELINED, **KEEPING, "evaluation": {"every_batches": 3}}
+    whole = run(tmp_path / "whole", **every)
+    kills = [kill("block1", 5), kill("orchestrator", 7, "written")]
+    with pytest.raises(ProcessKilled):
+        run(folder, **every, faults={"kill": kills})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "event", "ti')  # the driver's last words
+    got = run(folder, **every, faults={"kill": [kill("block1", 13)]})
+    kinds = [event["event"] for event in got.events if event["event"] != "checkpoint"]
+    assert kinds == ["lost", "recovered", "resumed", "lost", "recovered"]
+    assert [event["position"] for event in got.events if event["event"] == "checkpoint"][:3] == [3, 6, 9]
+    assert [block["restarts"] for block in got.blocks] == [0, 2, 0]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["kind"] == "event"] == [event["event"] for event in got.events]
+
+    def evaluations(path):
+        written = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return sorted((e["block"], e["batch"], e["split"], e["loss"]) for e in written if e["kind"] == "evaluation")
+
+    found, expected = evaluations(folder), evaluations(tmp_path / "whole")
+    assert set(found) == set(expected)
+    restored = [e for e in found if e[1] <= 7]
+    assert len(restored) == len(set(restored)), "what the snapshot held was written by the job before"
+    assert outcome(got) == outcome(whole)
+
+
 def stop_at(batch, monkeypatch):
     """Let the source be asked to stop at a batch, once."""
     stops, orders = [], SourceProgram._orders
@@ -119,6 +148,25 @@ def test_a_run_goes_on_on_another_backend_with_other_placement(tmp_path, pipelin
     got = run(folder, **PIPELINED, **EVERY, **(over_ray if first == "in_process" else {}))
     assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
     assert outcome(got) == outcome(pipelined)
+
+
+def test_a_run_that_is_being_trained_is_not_started_anew(tmp_path):
+    folder = tmp_path / "run"
+    run(folder, training={"epochs": 1})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert folder / "summary.json" in before
+    holder = Lease(folder / "lease.json")
+    holder.acquire()
+    try:
+        with pytest.raises(UserError, match="is being trained by process"):
+            api.train(config_of(folder, seed=8), fresh=True, progress=False)
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert {path for path in before if after.get(path) != before[path]} == {folder / "lease.json"}
+        holder.beat()
+    finally:
+        holder.release()
+    assert api.train(config_of(folder, seed=8), fresh=True, progress=False).seed == 8
+    assert json.loads((folder / "lease.json").read_text())["epoch"] == holder.epoch + 1
 
 
 # ---------------------------------------------------------------------- damage
@@ -251,7 +299,7 @@ def test_a_run_that_was_cut_otherwise_and_died_again_goes_on_with_either_cut(tmp
     killed(tmp_path / "run", "half written", 15, **sections, network=TWO)
     got = run(tmp_path / "run", **sections, network=FOUR)
     assert got.weights_sha256 == whole.weights_sha256
-    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [7, 11]
 
 
 @pytest.mark.parametrize(

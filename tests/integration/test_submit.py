@@ -5,31 +5,41 @@ folder without our packages or a zip of them, an environment without a path of t
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.api import train
 from orchestrator.catalog import find_catalog
 from orchestrator.cli import main
 from orchestrator.config import load_config
+from orchestrator.measures import DESCRIPTIONS
 from orchestrator.submit import STOP_WAIT_S
 from tests.conftest import ROOT
 from tests.deploy.manifests import groups, runtime_env_of, training_job
 from tests.ray_head import RayHead
 
 JOB_DEADLINE_S = 200.0
+PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text())
+[FOUND_BY_PROMETHEUS] = map(Path, PROMETHEUS["scrape_configs"][0]["file_sd_configs"][0]["files"])
+"""In the folder of the head; ours has one of its own instead of /tmp/ray."""
+MEASURES = {f"ray_{name}" for name in DESCRIPTIONS}
 AGENT_PORT = 52365
 SHORT = ["network.blocks=2", "training.epochs=4", "evaluation.every_epochs=4"]
-SLOW = "faults.pad=30"
-"""Blocks that rest between batches, so that the run can be stopped midway."""
+RAY_STOPS_WITHIN_S = 3.0
+"""What Ray leaves a stopped job without the variable that ours are given."""
 MINE = ["rule.name=null", "rule.factory=my_rule:Mine"]
 RULE = """
 import os
+import time
 from actors import learning_rule
 from actors.rules.local import Local
 
@@ -37,7 +47,12 @@ with open({log!r}, "a") as log:
     log.write(f"{{os.getpid()}} {{learning_rule.__file__}}\\n")
 
 class Mine(Local):
-    \"\"\"The local rule, in a module of the user's that says where the packages come from.\"\"\"
+    \"\"\"The local rule, in a module of the user's that tells where the packages come from, and can dawdle.\"\"\"
+
+    def now(self, p, credit):
+        if os.path.exists({dawdle!r}):
+            time.sleep(1.0)  # what waits on an edge takes longer than Ray lets a stopped job live
+        return super().now(p, credit)
 """
 
 
@@ -61,10 +76,10 @@ class Jobs:
         self.words = [*entrypoint[entrypoint.index("train") + 1 :], *SHORT, *MINE]
         [self.run] = [Path(word.removeprefix("run_dir=")) for word in self.words if word.startswith("run_dir=")]
         self.working_dir = runtime_env_of(job)["working_dir"].replace("/shared/", here)
-        self.imports = folder / "imports.txt"
+        self.imports, self.dawdle = folder / "imports.txt", folder / "dawdle"
         (self.project / "configs").mkdir(parents=True)
         shutil.copy(ROOT / "configs" / "quickstart.yaml", self.project / "configs")
-        (self.project / "my_rule.py").write_text(RULE.format(log=str(self.imports)))
+        (self.project / "my_rule.py").write_text(RULE.format(log=str(self.imports), dawdle=str(self.dawdle)))
         zip_checkout(Path(self.working_dir.removeprefix("file://")), self.project / "my_rule.py")
 
     def submit_with_script(self, *more):
@@ -119,16 +134,32 @@ def read_summary(run):
     return json.loads((Path(run) / "summary.json").read_text())
 
 
+def served_by(head):
+    """Our measures at the addresses that Ray's head lists for Prometheus; none while there is no list."""
+    path = head.folder / "ray" / FOUND_BY_PROMETHEUS.name
+    listed = json.loads(path.read_text()) if path.exists() else []
+    found = set()
+    for target in (target for group in listed for target in group["targets"]):
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as got:
+            found |= set(re.findall(r"^(ray_unlocked_\w+)\{", got.read().decode(), re.M))
+    return found
+
+
 @pytest.mark.timeout(400)
 def test_a_job_that_is_stopped_midway_and_submitted_again_has_the_weights_of_an_undisturbed_run(head, tmp_path):
     jobs = Jobs(head, tmp_path)
-    with jobs.submit_with_script(SLOW) as script:
+    jobs.dawdle.touch()
+    with jobs.submit_with_script() as script:
         head.wait(lambda: read_status(jobs.run)["batch"] >= 5, "the fifth batch", JOB_DEADLINE_S)
+        head.wait(lambda: served_by(head) == MEASURES, "what Prometheus reads", JOB_DEADLINE_S)
         [told] = jobs.told()
+        stopped_s = time.time()
         head.stop_job(told["submission_id"])
         output, _ = script.communicate(timeout=JOB_DEADLINE_S)
+    jobs.dawdle.unlink()
     [told] = jobs.told()
     assert told["status"] == "STOPPED", output
+    assert told["end_time"] / 1000 - stopped_s > RAY_STOPS_WITHIN_S, "it would have ended in time anyway"
     summary = read_summary(jobs.run)
     assert summary["status"] == "stopped"
     [stopped_at] = {block["version"] for block in summary["blocks"]}
@@ -161,6 +192,24 @@ def test_without_the_token_nothing_is_accepted(head, tmp_path, capsys, monkeypat
     written = capsys.readouterr().err
     assert ended.value.code == 2 and written.count("\n") == 1
     assert "refuses this user" in written and "RAY_AUTH_TOKEN" in written
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}],
+    ids=["not asked for", "none", "another"],
+)
+def test_training_on_a_cluster_without_its_token_is_refused_in_one_sentence(head, tmp_path, given):
+    command = ["train", str(ROOT / "configs" / "quickstart.yaml"), f"run_dir={tmp_path / 'run'}"]
+    here = {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{head.port}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", *command], env=head.environment(token=False) | here | given,
+        capture_output=True, text=True, timeout=JOB_DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"unlocked: RAY_ADDRESS: the cluster at '127.0.0.1:{head.port}' refuses this user")
+    assert "RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN" in line
 
 
 def test_the_probes_of_the_manifests_answer_without_the_token(head):

@@ -50,6 +50,11 @@ class HandDrivenChain(Chain):
         """End all stalls before a forward pass."""
         self._withheld = {}
 
+    def swap(self, edge):
+        """Let the second message that waits on an edge overtake the first."""
+        first, second = self.queues[edge].popleft(), self.queues[edge].popleft()
+        self.queues[edge].extendleft([first, second])
+
     def stall_after_forward(self, j, batch_id):
         """From its forward pass of `batch_id` on, block j pulls no credit back through its body, of no batch.
 

@@ -83,7 +83,7 @@ class RecordedChain(Chain):
 
         program = BlockProgram(
             self.blocks[j], self.specs[j].edges, Times(),
-            snapshot=take_over, report=self.evaluated[j].append, trained=lambda message: None,
+            snapshot=take_over, report=self.evaluated[j].append, trained=lambda message, edge: None,
         )  # fmt: skip
         return self._listened(program.run())
 

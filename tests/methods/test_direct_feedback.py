@@ -3,15 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, linear, relu
+from torch.nn.functional import cross_entropy, relu
 
-from actors.datasets.batches import TrainBatches
-from actors.datasets.loading import load_data
 from actors.errors import UserError
 from actors.messages import Kind, Message
-from actors.networks.weights import tensor_digests
-from orchestrator.network_file import assemble
-from orchestrator.specs import data_spec
+from actors.nn.feedback_layers import feedback_layers
 from tests.contract.plugin_chain import Chain, chain_config
 from tests.runs import block_weights, run
 
@@ -133,36 +129,19 @@ def test_with_the_downstream_jacobians_a_linear_network_gets_backprops_gradient(
             torch.testing.assert_close(block[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-class Aligned(torch.autograd.Function):
-    """A linear layer whose backward pass uses B [C, features] in place of its weight."""
-
-    @staticmethod
-    def forward(ctx, h, weight, bias, matrix):
-        ctx.save_for_backward(h, matrix)
-        return linear(h, weight, bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        h, matrix = ctx.saved_tensors
-        return gradient @ matrix, gradient.T @ h, gradient.sum(0), None
-
-
 def test_with_one_hidden_layer_it_is_feedback_alignment():
-    network = {"name": "mlp", "widths": [20], "activation": "tanh", "blocks": 2}
-    chain = chain_of(DFA, network=network, optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9})
-    matrix = chain.blocks[0].rule.matrix("hidden1")
-    chain.train(0, 9)
-    data = load_data(data_spec(chain.config))
-    plain = assemble(chain.config, data.input_shape, data.num_classes)
-    hidden, output = plain.layers
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
-    batches = TrainBatches(data, data_spec(chain.config), chain.config.training.epochs)
-    for batch in map(batches.batch, range(9)):
-        scores = Aligned.apply(hidden(batch.inputs), output.weight, output.bias, matrix)
-        optimizer.zero_grad()
-        cross_entropy(scores, batch.labels).backward()
-        optimizer.step()
-    assert tensor_digests(plain.named_state()) == {**chain.digests()[0][0], **chain.digests()[1][0]}
+    own = {
+        "network": {"name": "mlp", "widths": [20], "activation": "tanh", "blocks": 2},
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    }
+    direct, aligned, other = chain_of(DFA, **own), chain_of("feedback_alignment", **own), chain_of("backprop", **own)
+    ((_, output),) = feedback_layers(aligned.blocks[1].body)
+    output.feedback.matrix = direct.blocks[0].rule.matrix("hidden1").clone()
+    for chain in (direct, aligned, other):
+        chain.train(0, 9)
+    found, expected, exact = ([body for body, _ in chain.digests()] for chain in (direct, aligned, other))
+    assert found == expected
+    assert found[0] != exact[0], "the matrix matters"
 
 
 # ---------------------------------------------------------------- what a hidden layer follows

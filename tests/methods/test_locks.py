@@ -16,9 +16,12 @@ forward lock   Block j - 1 is stalled before its forward pass of batch t, for go
 A rule has a lock if some block has it.
 """
 
+import json
+
 import pytest
 
 from actors.plugins import find_plugin, plugin_names
+from orchestrator.cli import main
 from tests.contract.plugin_chain import chain_config
 from tests.methods.hand_driven import HandDrivenChain
 
@@ -108,6 +111,29 @@ def test_a_stall_that_ends_leaves_no_trace_in_the_weights(case):
     stalled.release()
     assert stalled.advance() == undisturbed.advance() == [BATCHES] * BLOCKS
     assert stalled.digests() == undisturbed.digests()
+
+
+def removed_by_intervention(rule):
+    """The locks that no block of a chain with this rule has, each as the tests above establish it."""
+    bound, places = T + 1, range(BLOCKS - 1)
+    return {
+        lock
+        for lock, is_removed in {
+            "update": all(finishes_update_with_next_block_before_its_forward_pass(rule, j) for j in places),
+            "backward": all(finishes_update_with_these_after_their_forward_pass(rule, j, [j + 1]) for j in places),
+            "forward": all(updates_with_the_block_below_stalled(rule, j) == bound for j in range(1, BLOCKS)),
+        }.items()
+        if is_removed
+    }
+
+
+def test_the_command_prints_the_locks_that_every_rule_removes(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["methods", "--json"])
+    assert not caught.value.code
+    rows = json.loads(capsys.readouterr().out)
+    printed = {row["name"]: set(row["removes_locks"]) for row in rows if row["kind"] == "rule"}
+    assert printed == {rule: removed_by_intervention(rule) for rule in plugin_names("rule")}
 
 
 def test_removing_the_update_lock_removes_the_backward_lock():

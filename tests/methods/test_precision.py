@@ -14,6 +14,7 @@ from actors.block import Block
 from actors.messages import Flags, Kind, Message
 from actors.objectives.cross_entropy import CrossEntropy
 from actors.optimizers import GroupOptimizer, OptimizerSpec
+from actors.plugins import plugin_names
 from actors.precision import SMALLEST_FACTOR, Precision, accumulate
 from orchestrator.plan import make_plan
 from orchestrator.specs import block_spec
@@ -208,6 +209,18 @@ def test_late_and_accumulated_credit_in_fp16_is_that_of_fp32_but_for_rounding(la
         assert all(close(whole(g), whole(e)) for g, e in zip(half.gradients[j], exact.gradients[j], strict=True))
 
 
+@pytest.mark.parametrize("rule", plugin_names("rule"))
+def test_every_rule_in_fp16_follows_what_it_follows_in_fp32_but_for_rounding(rule):
+    """While weights rest; synthesizers, which begin at zero, learn."""
+    optimizer = {**RESTING, "synthesizer": {"lr": 0.1}}
+    exact, half = (trained(name, rule={"name": rule}, num_batches=5, optimizer=optimizer) for name in ("fp32", "fp16"))
+    assert all(block.precision.dtype is torch.float16 for block in half.blocks)
+    for got, expected in zip(half.gradients, exact.gradients, strict=True):
+        assert len(got) == len(expected) == 5 and whole(expected[-1]).any()
+        assert all(close(whole(g), whole(e)) for g, e in zip(got, expected, strict=True) if whole(e).any())
+        assert not equal(got[-1], expected[-1])
+
+
 # ---------------------------------------------------------------- gradients of parameters
 
 
@@ -308,6 +321,27 @@ def test_compiled_layers_meet_late_credit_as_plain_ones_do(traced_only, late):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("rule", plugin_names("rule"))
+def test_every_rule_follows_in_compiled_layers_what_it_follows_in_plain_ones(traced_only, rule):
+    plain, compiled = (
+        RecordedChain(
+            cnn_config(
+                rule={"name": rule}, training={"epochs": 1, "compile": compile},
+                network={**CNN, "channels": [4, 4], "blocks": 3},
+            )
+        )
+        for compile in (False, True)
+    )  # fmt: skip
+    plain.train(0, 2)
+    assert not traced_only
+    compiled.train(0, 2)
+    assert len(traced_only) >= 3, "every block's layer"
+    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_every_layer_of_a_long_block_is_compiled(traced_only):
     """All layers share one entry in torch's cache, whose limit would leave those beyond it uncompiled in silence.
 
@@ -325,6 +359,26 @@ def test_every_layer_of_a_long_block_is_compiled(traced_only):
     before = len(traced_only)
     block.evaluate(Message(Kind.EVALUATION, 0, tensors=message.tensors, split="test"))
     assert len(traced_only) - before >= 13
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_block_says_which_steps_may_compile(monkeypatch, compile):
+    """The first of every kind and size; nobody then takes it for a process that hangs."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    config = cnn_config(rule={"name": "local"}, training={"epochs": 1, "compile": compile})
+    plan = make_plan(config)
+    block = Block(block_spec(config, plan, 0, "run", None), plan.shapes[0])
+    said = []
+
+    def step(size, kind=Kind.ACTIVATION):
+        tensors = {"h": torch.randn(size, *plan.shapes[0]), "labels": torch.zeros(size, dtype=torch.long)}
+        message = Message(kind, len(said), Flags.NONE, tensors=tensors, split="test")
+        (block.now if kind is Kind.ACTIVATION else block.evaluate)(message)
+        said.append(block.may_compile)
+
+    for size, kind in [(8, Kind.ACTIVATION), (8, Kind.ACTIVATION), (8, Kind.EVALUATION), (5, Kind.ACTIVATION)] * 2:
+        step(size, kind)
+    assert said == [compile, False, compile, compile] + [False] * 4
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):

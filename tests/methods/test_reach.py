@@ -207,6 +207,12 @@ def test_blocks_that_follow_the_last_loss_have_backprops_gradient_and_only_they(
     assert all(cosine < 0.9 for cosine in found[: BLOCKS - exact])
 
 
+def test_a_body_that_follows_the_next_loss_too_is_nearer_to_backprops_gradient_the_nearer_it_is_to_the_output():
+    own, both = cosines(reaching(1)), cosines(reaching(2))
+    assert both[-1] == pytest.approx(1.0, abs=1e-5)
+    assert 0.9 > both[-2] > max(0.3, own[-2], *both[:-2]), (own, both)
+
+
 # ---------------------------------------------------------------- by hand
 
 

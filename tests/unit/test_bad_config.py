@@ -177,6 +177,7 @@ REPLAY = [
     ("buffers.samples_per_insert=2", ["buffers.samples_per_insert: got 2", "has no replay buffer"]),
     ("staleness.mx=1", ["staleness.mx: unknown key", "did you mean 'max'?"]),
     ("faults.pad=0.5", ["faults.pad: got 0.5, expected"]),
+    ("faults.slow=[{block: 9, factor: 2}]", ["faults.slow.9: expected the index of a block, 0 to 3"]),
     ("faults.kill=block1", ["faults.kill: got 'block1', expected a list"]),
     ("faults.kill=[{actor: head}]", ["faults.kill.0.actor: got 'head'", "expected block0, block1"]),
     ("recovery.restarts=3", ["recovery.restarts: unknown key"]),
@@ -227,6 +228,20 @@ def test_feedback_of_the_last_block_under_replay_allows_one_use():
     own = ("schedule.name=replay", "schedule.feedback=as_it_arrives", "buffers.max_reuse=2")
     message = refusal("rule.name=direct_feedback_alignment", *own)
     contains(message, ["buffers.max_reuse: got 2, expected 1", "knows it by its batch"])
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        ["rule.name=backprop", "schedule.delay_per_hop=1"],
+        ["rule.name=synthetic_gradients", "rule.synthetic_inputs=true"],
+        ["rule.name=synthetic_gradients", "rule.synthetic_inputs=true", "schedule.input_delay=2"],
+    ],
+)
+@pytest.mark.parametrize("schedule", ["pipeline", "replay"])
+def test_fixed_delays_of_what_is_handled_as_it_arrives_are_refused(schedule, fixed):
+    message = refusal(*fixed, f"schedule.name={schedule}", "schedule.feedback=as_it_arrives")
+    contains(message, ["schedule.feedback: got 'as_it_arrives' beside fixed delays", "set schedule.delay_per_hop=0"])
 
 
 def test_late_credit_under_lockstep_is_refused():

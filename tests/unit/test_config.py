@@ -235,6 +235,11 @@ def test_the_run_directory_is_named_after_the_files_unless_given():
     assert load_runs([BASE], ["run_dir=here"], CATALOG)[0].run_dir == "here"
 
 
+@pytest.mark.parametrize("name", ["dni", "cdni", "direct_feedback_alignment", "pipelined_backprop", "features_replay"])
+def test_methods_whose_feedback_may_be_late_ship_with_a_delay_that_hides_messages_too(name):
+    assert load(files=(BASE, ROOT / "configs" / "methods" / f"{name}.yaml")).schedule.delay_per_hop == 2
+
+
 def test_a_mapping_and_its_yaml_make_the_same_config(tmp_path):
     raw = yaml.safe_load(BASE.read_text())
     assert config_from_mapping(raw, CATALOG) == load()

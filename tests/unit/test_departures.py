@@ -46,6 +46,16 @@ def test_actors_of_a_node_that_will_end_wait_for_a_snapshot_and_are_moved_once()
     assert run.moved == ["block1", "block2"] and len(run.events) == 1
 
 
+def test_a_snapshot_is_ordered_for_a_node_that_holds_no_actor_since_it_may_hold_the_orchestrator():
+    run = Run()
+    for _ in range(2):
+        run.look({"c": 30.0}, **HERE)
+    assert run.snapshots == 1 and run.moved == [] and run.events[0]["actors"] == []
+    run.position = 50
+    run.look({"c": 20.0}, **HERE)
+    assert run.snapshots == 1 and run.moved == []
+
+
 def test_without_a_snapshot_they_are_moved_while_there_is_time():
     run = Run()
     run.look({"b": 30.0}, **HERE)

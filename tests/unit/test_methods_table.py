@@ -1,9 +1,11 @@
 import pytest
 
-from tests.benchmarks.methods_plan import SHORT, MethodsPlan
-from tests.benchmarks.methods_report import END, START, report, write_between_markers
+from tests.benchmarks.methods_plan import FULL, SHORT, MethodsPlan
+from tests.benchmarks.methods_report import END, START, read_causes, report, write_between_markers
+from tests.benchmarks.methods_results import FOLDER, Results
 from tests.benchmarks.methods_table import markdown, rows
 from tests.benchmarks.methods_targets import gain_verdict, gap_verdict, interval
+from tests.conftest import ROOT
 
 
 def finals(method, network="cnn", **by_seed):
@@ -125,3 +127,10 @@ def test_a_readme_without_its_markers_is_left_alone(tmp_path, text):
     with pytest.raises(ValueError, match="each once"):
         write_between_markers(file, "new")
     assert file.read_text() == text
+
+
+def test_the_readme_holds_the_table_of_the_committed_results():
+    """Else: `python tests/benchmarks/methods.py --write-readme`."""
+    shown = (ROOT / "README.md").read_text().split(START)[1].split(END)[0]
+    expected = report(MethodsPlan(FULL, [], []), Results(FOLDER / "methods.jsonl").lines, read_causes())
+    assert shown.strip() == expected.strip()

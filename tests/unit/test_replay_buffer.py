@@ -38,59 +38,89 @@ def any_settings(draw):
         assume(False)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["insert", "sample", "promise"]), st.integers(1, 40)), max_size=80)
+ACTIONS = ["insert", "sample", "insert", "sample", "promise", "resize"]
+STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 40)), min_size=10, max_size=80)
+SETTINGS = st.lists(any_settings(), min_size=2, max_size=3)
+BOUNDS = st.none() | st.integers(0, 3)
 common = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Driven:
-    """A buffer driven as its consumer drives it; remembers everything that was trained on."""
+    """A buffer driven as its consumer drives it; remembers everything that was trained on.
+
+    `own`: the settings it begins with, and those that it is given later.
+    """
 
     def __init__(self, own, bound):
-        self.buffer, self.bound = ReplayBuffer(own, draw=lambda n: (7 * n) // 11), bound
-        self.uses, self.trained_versions, self.promised, self.version = {}, [], 0, 0
+        self.own = [each for each in own if cannot_progress(each, bound) is None]
+        assume(self.own)
+        self.buffer, self.bound = ReplayBuffer(self.own[0], draw=lambda n: (7 * n) // 11), bound
+        self.uses, self.promised, self.version = {}, 0, 0
+        self.apart, self.num_full = 0.0, 0
 
     def is_paced(self):
         """Whether a producer under the bound would have sent another message."""
         return self.bound is None or self.promised >= self.version - 1 - self.bound
 
+    @property
+    def finished(self):
+        """Uses that the producer may have finished: all, or all but the one whose message it has just sent."""
+        return self.version if self.is_paced() else self.version - 1
+
     def step(self, action, size):
-        made = self.buffer
+        made, ratio = self.buffer, self.buffer.settings.samples_per_insert or 0.0
         if action == "insert" and self.is_paced() and made.takes() and made.fits(size):
             made.insert(("h", self.version, size), self.version, size)
+            self.apart -= ratio * any(entry.version == self.version for entry in made._entries.values())
             self.version += 1
         elif action == "sample" and made.can_sample():
-            entry = made.sample(0 if self.bound is None else self.version + 1 - self.bound)
-            assert entry.item[1] == entry.version and entry.item[2] == entry.num_bytes, "parts never separate"
-            self.uses[entry.version] = self.uses.get(entry.version, 0) + 1
-            assert entry.version >= self.promised, "a promise was broken"
+            self.sample()
         elif action == "promise":
             now = made.promise(self.version, self.bound)
             assert now >= self.promised, "a promise is never taken back"
             self.promised = now
+        elif action == "resize":
+            self.resize(self.own[size % len(self.own)])
         self.check()
+
+    def sample(self):
+        made = self.buffer
+        entry = made.sample(0 if self.bound is None else self.version + 1 - self.bound)
+        assert entry.item[1] == entry.version and entry.item[2] == entry.num_bytes, "parts never separate"
+        assert entry.version >= self.promised, "a promise was broken"
+        assert self.bound is None or self.finished - 1 - entry.version <= self.bound, "older than the bound"
+        used = self.uses[entry.version] = self.uses.get(entry.version, 0) + 1
+        assert used <= (made.settings.max_reuse or used), "used too often"
+        self.apart += 1
+
+    def resize(self, own):
+        """Count what the limiter limits anew; where a full buffer blocks, entries bring the uses they have left."""
+        self.buffer.resize(own)
+        self.num_full = self.buffer.dropped["full"]
+        left = [(own.max_reuse or 0) - entry.num_uses for entry in self.buffer._entries.values()]
+        self.apart = -float(sum(left)) if own.on_full == "block" else 0.0
 
     def check(self):
         made, own = self.buffer, self.buffer.settings
         assert len(made) <= own.capacity
         assert own.capacity_bytes is None or len(made) <= 1 or made.num_bytes <= own.capacity_bytes
         assert made.num_inserted == made.trained + sum(made.dropped.values()) + len(made)
-        assert all(count <= (own.max_reuse or count) for count in self.uses.values())
-        assert own.on_full != "block" or not made.dropped["full"]
+        assert own.on_full != "block" or made.dropped["full"] == self.num_full
         if own.samples_per_insert is not None:
-            apart = made.num_sampled - made.num_accepted * own.samples_per_insert
-            assert apart <= made._tolerance and -apart <= made._tolerance + own.samples_per_insert
+            assert self.apart <= made._tolerance
+            assert own.on_full == "block" or -self.apart <= made._tolerance + own.samples_per_insert
 
 
 @common
-@given(any_settings(), STEPS, st.none() | st.integers(0, 3))
-def test_caps_reuse_and_accounts_hold_after_any_sequence_of_operations(own, steps, bound):
+@given(SETTINGS, STEPS, BOUNDS)
+def test_caps_reuse_bound_and_accounts_hold_after_any_sequence_of_operations(own, steps, bound):
     driven = Driven(own, bound)
     for action, size in steps:
         driven.step(action, size)
 
 
 @common
-@given(any_settings(), STEPS, st.none() | st.integers(0, 3), st.integers(1, 40))
+@given(SETTINGS, STEPS, BOUNDS, st.integers(1, 40))
 def test_a_consumer_can_always_go_on(own, steps, bound, size):
     """Whatever happened before: it can train, or fetch a message that then fits."""
     driven = Driven(own, bound)
@@ -100,15 +130,14 @@ def test_a_consumer_can_always_go_on(own, steps, bound, size):
 
 
 @common
-@given(any_settings(), STEPS, st.integers(0, 3))
+@given(SETTINGS, STEPS, st.integers(0, 3))
 def test_a_paced_producer_is_never_held_for_ever(own, steps, bound):
     """Without further arrivals, at most one use of every message makes the promise it waits for."""
-    assume(cannot_progress(own, bound) is None)
     driven = Driven(own, bound)
     for action, size in steps:
         driven.step(action, size)
     made, needed = driven.buffer, driven.version - bound
-    for _ in range(own.capacity + 1):
+    for _ in range(made.settings.capacity + 1):
         if made.promise(driven.version, bound) >= needed:
             return
         made.sample(needed + 1)
@@ -221,6 +250,51 @@ def test_a_smaller_capacity_drops_the_oldest():
     made = filled(4, capacity=4, order="fifo")
     made.resize(ReplaySettings(capacity=2, order="fifo"))
     assert (made.dropped["resized"], made.sample().item) == (2, "m2")
+
+
+DROPS = {"capacity": 3, "on_full": "drop_oldest"}
+
+
+def rounds_to_use(made, version):
+    """Insert and use by turns until a use was possible; return the versions inserted for it."""
+    inserted = 0
+    while not made.can_sample():
+        assert made.takes() and inserted < 100, "neither a use nor an arrival is allowed"
+        made.insert(version + inserted, version + inserted, 1)
+        inserted += 1
+    return inserted
+
+
+@pytest.mark.parametrize("before", [None, 1.0])
+@pytest.mark.parametrize("after", [1.0, 4.0])
+def test_a_limiter_that_is_set_in_mid_run_counts_from_there(before, after):
+    made = buffer(**DROPS, max_reuse=4, samples_per_insert=before)
+    for version in range(40):
+        rounds_to_use(made, 100 * version)
+        made.sample()
+    made.resize(ReplaySettings(**DROPS, max_reuse=4, samples_per_insert=after))
+    assert rounds_to_use(made, 100 * 40) <= 1
+    for use in range(30):
+        made.sample()
+        assert rounds_to_use(made, 100 * (41 + use)) <= 1
+
+
+def test_a_smaller_reuse_lets_go_of_what_was_used_as_often():
+    made = filled(2, **DROPS, order="fifo", max_reuse=4)
+    for _ in range(3):
+        made.sample()
+    made.resize(ReplaySettings(**DROPS, order="fifo", max_reuse=1))
+    assert (made.sample().item, len(made), made.trained) == ("m1", 0, 2)
+
+
+def test_a_buffer_that_is_to_block_takes_what_its_entries_have_left_into_account():
+    """Two of three entries are dropped: their uses, which will never be, may not keep new messages out."""
+    own = {"max_reuse": 4, "samples_per_insert": 4.0, "order": "fifo"}
+    made = filled(3, capacity=3, tolerance=20.0, **own)
+    made.resize(ReplaySettings(capacity=1, **own))
+    for _ in range(4):
+        made.sample()
+    assert len(made) == 0 and made.takes()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -95,28 +96,85 @@ def test_a_second_holder_of_a_run_is_refused_and_a_later_one_has_a_higher_epoch(
     second.release()
 
 
-def test_a_holder_on_another_machine_is_gone_only_after_a_long_silence(tmp_path):
-    def held_elsewhere(silent_s):
-        facts = {"epoch": 4, "pid": 7, "host": "elsewhere", "beat": time.time() - silent_s, "held": True}
-        (tmp_path / "lease.json").write_text(json.dumps(facts))
-        return Lease(tmp_path / "lease.json")
+def held_elsewhere(path, silent_s, **facts):
+    facts = {"epoch": 4, "pid": 7, "host": "elsewhere", "beat": time.time() - silent_s, "held": True, **facts}
+    path.write_text(json.dumps(facts))
 
-    with pytest.raises(UserError, match="process 7 on elsewhere"):
-        held_elsewhere(SILENT_S / 2).acquire()
-    lease = held_elsewhere(SILENT_S * 2)
+
+def test_a_holder_on_another_machine_is_gone_after_a_long_silence(tmp_path):
+    path = tmp_path / "lease.json"
+    held_elsewhere(path, SILENT_S * 2)
+    lease = Lease(path, sleep=lambda seconds: pytest.fail("nothing is left to wait for"))
     lease.acquire()
     assert lease.epoch == 5
     lease.release()
 
 
-def test_a_holder_that_was_taken_over_learns_of_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("silent_s", "left_s"), [(SILENT_S / 2, SILENT_S / 2), (-3600.0, SILENT_S)])
+def test_a_holder_on_another_machine_that_was_heard_just_now_is_waited_for_until_it_is_silent(
+    tmp_path, silent_s, left_s
+):
+    """Its clock may go ahead of ours."""
+    said, slept = [], []
+    held_elsewhere(tmp_path / "lease.json", silent_s)
+    lease = Lease(tmp_path / "lease.json", said.append, slept.append)
+    lease.acquire()
+    assert lease.epoch == 5 and sum(slept) == pytest.approx(left_s, abs=1.0)
+    assert len(said) == 1 and "was being trained on elsewhere just now; going on in" in said[0]
+    lease.release()
+
+
+def test_a_holder_on_another_machine_that_lives_is_left_alone(tmp_path):
+    path, slept = tmp_path / "lease.json", []
+    held_elsewhere(path, 1.0)
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            held_elsewhere(path, 0.0)
+
+    with pytest.raises(UserError, match="process 7 on elsewhere"):
+        Lease(path, sleep=sleep).acquire()
+    assert len(slept) == 3
+    held_elsewhere(path, 0.0, held=False)
+    lease = Lease(path, sleep=lambda seconds: pytest.fail("it has been given back"))
+    lease.acquire()
+    lease.release()
+
+
+def test_a_holder_says_that_it_lives_also_while_it_waits_for_something_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.lease.BEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("orchestrator.lease.LOOK_S", 0.01)
     lease = Lease(tmp_path / "lease.json")
     lease.acquire()
-    monkeypatch.setattr("orchestrator.lease.BEAT_EVERY_S", 0.0)
+
+    def beat():
+        return json.loads((tmp_path / "lease.json").read_text())["beat"]
+
+    first, until = beat(), time.monotonic() + 30
+    while beat() == first:
+        assert time.monotonic() < until, "no beat"
+    lease.release()
+    assert not json.loads((tmp_path / "lease.json").read_text())["held"]
+
+
+def test_a_lease_on_a_read_only_disk_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(UserError, match=r"lease\.json can't be used \(Read-only file system\)"):
+        Lease(tmp_path / "lease.json").acquire()
+
+
+def test_a_holder_that_was_taken_over_learns_of_it_at_once(tmp_path):
+    lease = Lease(tmp_path / "lease.json")
+    lease.acquire()
     (tmp_path / "lease.json").write_text(json.dumps({"epoch": 9, "pid": 1, "host": "elsewhere"}))
     with pytest.raises(UserError, match="on elsewhere"):
         lease.beat()
     lease.release()
+    assert json.loads((tmp_path / "lease.json").read_text())["epoch"] == 9
 
 
 def test_fresh_clears_what_a_run_writes_and_nothing_else(tmp_path):
@@ -130,15 +188,25 @@ def test_fresh_clears_what_a_run_writes_and_nothing_else(tmp_path):
     (old.checkpoints / "step-3").mkdir()
     (old.path / "notes.txt").write_text("mine")
     run_id = old.run_id
+    old.lease_json.write_text('{"epoch": 3}')
     new = RunDirectory.create(config(tmp_path / "run", seed=8), fresh=True)
-    assert sorted(path.name for path in new.path.iterdir()) == ["checkpoints", "config.yaml", "notes.txt", "run_id"]
+    assert new.is_finished, "only who holds its lease may delete it"
+    new.begin(config(tmp_path / "run", seed=8))
+    left = ["checkpoints", "config.yaml", "lease.json", "notes.txt", "run_id"]
+    assert sorted(path.name for path in new.path.iterdir()) == left
+    assert new.lease_json.read_text() == '{"epoch": 3}'
     assert (new.path / "notes.txt").read_text() == "mine" and not list(new.checkpoints.iterdir())
     assert new.run_id != run_id and not new.is_finished
     assert OmegaConf.load(new.config_yaml).seed == 8
 
 
 def test_fresh_where_nothing_is_makes_a_new_run(tmp_path):
-    assert RunDirectory.create(config(tmp_path / "run"), fresh=True).config_yaml.exists()
+    wanted = config(tmp_path / "run")
+    directory = RunDirectory.create(wanted, fresh=True)
+    directory.lease_json.write_text("{}")
+    again = RunDirectory.create(wanted, fresh=True)  # it was ended in between
+    again.begin(wanted)
+    assert again.config_yaml.exists() and stat.S_IMODE(again.path.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -251,8 +251,36 @@ def test_only_the_newest_stay_and_what_was_never_committed_before_them_goes(plac
         committed(place, position, position)
     write_shard(place, "batch-000000004/block0.7.safetensors", {"n": 4})
     write_shard(place, "batch-000000009/block0.7.safetensors", {"n": 9})
-    Checkpoints(storage, "run").prune(2)
+    Checkpoints(storage, "run").prune(2, 7)
     assert storage.folders() == ["batch-000000005", "batch-000000007", "batch-000000009"]
+
+
+def spoil(storage, position):
+    name = f"batch-{position:09d}/block0.7.safetensors"
+    storage.write(name, storage.read(name)[:-1])
+
+
+def test_a_damaged_checkpoint_after_the_newest_costs_no_other_its_place(place):
+    """A run that had to go back to 7, and commits where it did not before."""
+    storage = open_storage(place)
+    for position in (7, 11):
+        committed(place, position, position)
+    spoil(storage, 11)
+    checkpoints = Checkpoints(storage, "run")
+    file = write_shard(place, "batch-000000009/block0.8.safetensors", {"n": 9})
+    checkpoints.commit(9, [file], {"orders": 2})
+    checkpoints.prune(1, 9)
+    assert storage.folders() == ["batch-000000009", "batch-000000011"]
+    assert newest_checkpoint(storage).position == 9
+
+
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(place):
+    storage = open_storage(place)
+    for position in (2, 3, 5, 7):
+        committed(place, position, position)
+    spoil(storage, 5)
+    Checkpoints(storage, "run").prune(2, 7)
+    assert storage.folders() == ["batch-000000003", "batch-000000005", "batch-000000007"]
 
 
 def test_where_a_run_was_stopped_the_checkpoint_to_go_on_from_stays_beside_the_last(place):
@@ -260,7 +288,7 @@ def test_where_a_run_was_stopped_the_checkpoint_to_go_on_from_stays_beside_the_l
     for position, orders in ((3, 2), (5, 2), (6, 3)):
         file = write_shard(place, f"batch-{position:09d}/block0.7.safetensors", {"n": position})
         Checkpoints(storage, "run").commit(position, [file], {"orders": orders})
-    Checkpoints(storage, "run").prune(1)
+    Checkpoints(storage, "run").prune(1, 6)
     assert [c.position for c in Checkpoints(storage, "run").all()[0]] == [5, 6]
     point = Checkpoints(storage, "run").resume_point(is_finished=False)
     assert point.checkpoint is not None and point.checkpoint.position == 5 and not point.notes

@@ -145,6 +145,24 @@ def test_a_staleness_bound_is_kept_and_without_one_messages_grow_old():
     assert bound.batches_in_flight < free.batches_in_flight
 
 
+def test_a_bound_of_zero_lets_blocks_overlap_where_lockstep_does_not():
+    """Equal blocks of 1 s: a producer works on a batch while its consumer trains on the one before."""
+    chains = chain_of("local", num_blocks=3, bound=0), chain_of("local", num_blocks=3, schedule="lockstep")
+    paced, locked = (Simulation(chain, profile_of([1.0] * 3), each_its_own(3), 60).run() for chain in chains)
+    assert {seen["max"] for each in (paced, locked) for seen in each.staleness.values()} == {0}
+    assert paced.period_s == pytest.approx(1.0)
+    assert locked.period_s == pytest.approx(5 / 3), "two forward passes, and all of the last block's work"
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_bound_is_kept_where_the_predecessors_activation_is_a_late_input(bound):
+    """There the source's line drives a block, and only the late activation has a producer that is paced."""
+    chain = chain_of("synthetic_gradients", {"synthetic_inputs": True}, num_blocks=3, s=2, bound=bound)
+    got = Simulation(chain, [Costs(), Costs(forward=4.0), Costs()], each_its_own(3), 40).run()
+    assert set(got.staleness) == {"block0->block1", "block1->block2"}
+    assert all(seen["max"] <= bound for seen in got.staleness.values())
+
+
 def test_a_chain_without_a_bound_holds_what_its_slowest_block_lets_pile_up():
     """The last block is the slow one: its edge is full (4), and so is every edge below."""
     got = Simulation(chain_of("local", num_blocks=3), profile_of([0.1, 0.1, 1.0]), each_its_own(3), 80).run()

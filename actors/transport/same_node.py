@@ -1,0 +1,284 @@
+"""Carrier between processes of one machine: takes and replies are frames on a socket.
+
+A frame is the length of its body, the body in msgpack, and the buffers whose lengths the body lists. Nothing is ever
+unpickled. The socket has an abstract address of Linux: nothing of it is left when its process dies, and no other
+network namespace reaches it. Both ends refuse a peer of another user.
+
+What a reply holds is lost with a producer that dies while it sends it: what the consumer has not received whole is
+asked for again from the producer's next life.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+
+from actors.errors import CorruptMessage, EdgeError, LostReply, MispairedMessage, SessionRefused
+from actors.transport.inbox import Port
+from actors.transport.outbox import Reply, Take
+from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
+
+MAX_BODY_BYTES = 256 * MAX_HEADER_BYTES
+MOST_TAKES = 8
+"""Of one consumer that are answered at the same time; each waits for messages in a thread of its own."""
+_LENGTH = struct.Struct("<I")
+_BROKEN = (OSError, EOFError, ValueError, TypeError, IndexError)
+"""What reading a frame raises where the other end is gone or sends something else: the line is given up."""
+_ERRORS = {kind.__name__: kind for kind in (EdgeError, CorruptMessage, LostReply, MispairedMessage, SessionRefused)}
+
+
+class TakeServer:
+    """Answers the takes of other processes of this machine, until this process ends.
+
+    Args:
+        take: answers one; called from several threads.
+
+    `num_lines` counts the consumers that it has been connected with.
+    """
+
+    def __init__(self, take: Callable[[Take], Reply]) -> None:
+        self._take = take
+        self.num_lines = 0
+        self.address = f"unlocked-{os.getpid()}-{secrets.token_hex(16)}"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"\0{self.address}")
+        self._listener.listen()
+        _in_background(self._accept)
+
+    def close(self) -> None:
+        """Serve no further consumer."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                line, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            if _is_own(line):
+                self.num_lines += 1
+                _in_background(self._serve, line)
+            else:
+                line.close()
+
+    def _serve(self, line: socket.socket) -> None:
+        """Read the takes of a consumer; one that asks for messages may wait, so that it has a thread of its own."""
+        turn = threading.Lock()
+        with line, ThreadPoolExecutor(MOST_TAKES) as waiting:
+            try:
+                while True:
+                    number, *fields = _body(line)
+                    take = Take(fields[0], tuple(fields[1]), *fields[2:])
+                    if take.limit:
+                        waiting.submit(self._answer, line, turn, number, take)
+                    else:
+                        self._answer(line, turn, number, take)
+            except _BROKEN:
+                return  # the consumer is gone
+
+    def _answer(self, line: socket.socket, turn: threading.Lock, number: int, take: Take) -> None:
+        parts: list[Any] = []
+        try:
+            reply = self._take(take)
+            packets = [[packet.header, [buffer.nbytes for buffer in packet.buffers]] for packet in reply.packets]
+            body = [number, reply.session, packets, reply.handed, reply.version, reply.end, reply.first]
+            parts = [buffer for packet in reply.packets for buffer in packet.buffers]
+        except EdgeError as error:
+            body = [number, type(error).__name__, str(error)]
+        except Exception as error:
+            body = [number, EdgeError.__name__, f"the producer failed: {error}"]
+        try:
+            with turn:
+                _send(line, body, parts)
+        except OSError:
+            return  # nobody waits for it any more
+
+
+class SameNodePort:
+    """Line to the outboxes of another process of this machine.
+
+    Args:
+        address: of its `TakeServer`.
+        otherwise: a line that is used where the address can't be reached from here.
+    """
+
+    def __init__(self, address: str, otherwise: Port) -> None:
+        self._address, self._otherwise = address, otherwise
+        self._line: _Line | None = None
+        self._is_unreachable = False
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., SameNodePort], tuple[Any, ...]]:
+        return SameNodePort, (self._address, self._otherwise)
+
+    def __del__(self) -> None:
+        if self._line is not None:
+            self._line.close()
+
+    def request(self, take: Take) -> None:
+        """Start the call."""
+        with self._opening:
+            if self._line is None and not self._is_unreachable:
+                self._line = _opened(self._address)
+                self._is_unreachable = self._line is None
+        if self._line is None:
+            self._otherwise.request(take)
+        else:
+            self._line.request(take)
+
+    def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
+        """Return the calls that ended, waiting up to `wait_s` seconds for the first."""
+        return self._otherwise.collect(wait_s) if self._line is None else self._line.collect(wait_s)
+
+
+class _Line:
+    """A connection; a thread of its own reads what comes, so that replies arrive while the program computes."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._socket = line
+        self._changing, self._sending = threading.Lock(), threading.Lock()
+        self._numbers = itertools.count()
+        self._calls: dict[int, Take] = {}
+        self._is_gone = False
+        self._ended: SimpleQueue[tuple[Take, Reply | Exception]] = SimpleQueue()
+        _in_background(self._read)
+
+    def close(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the other end was first
+
+    def request(self, take: Take) -> None:
+        with self._changing:
+            number = next(self._numbers)
+            self._calls[number] = take
+        body = [
+            number, take.edge, take.session, take.received, take.durable, take.oldest_trainable, take.limit, take.wait_s
+        ]  # fmt: skip
+        try:
+            with self._sending:
+                _send(self._socket, body)
+        except OSError:
+            self._fail()
+        if self._is_gone:
+            self._fail()  # the reader may have looked before this call was noted
+
+    def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
+        found: list[tuple[Take, Reply | Exception]] = []
+        try:
+            found.append(self._ended.get(timeout=wait_s) if wait_s > 0.0 else self._ended.get_nowait())
+            while True:
+                found.append(self._ended.get_nowait())
+        except Empty:
+            return found
+
+    def _read(self) -> None:
+        try:
+            while True:
+                number, reply = _reply(self._socket)
+                with self._changing:
+                    take = self._calls.pop(number)
+                self._ended.put((take, reply))
+        except (*_BROKEN, KeyError):
+            self._is_gone = True
+            self._fail()
+
+    def _fail(self) -> None:
+        """End every call: whoever waits for one learns that the producer is gone."""
+        with self._changing:
+            failed, self._calls = self._calls, {}
+        for take in failed.values():
+            self._ended.put((take, ConnectionError("the producer's process is gone: its socket is closed")))
+
+
+def _opened(address: str) -> _Line | None:
+    """Return a connection; None where nobody of this user listens at the address."""
+    line = socket.socket(socket.AF_UNIX)
+    try:
+        line.connect(f"\0{address}")
+    except OSError:
+        line.close()
+        return None
+    if not _is_own(line):
+        line.close()
+        return None
+    return _Line(line)
+
+
+def _is_own(line: socket.socket) -> bool:
+    """Whether the process at the other end belongs to the same user."""
+    _, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return user == os.getuid()
+
+
+def _in_background(target: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True, name="takes").start()
+
+
+def _send(line: socket.socket, body: list[Any], buffers: Iterable[np.ndarray] = ()) -> None:
+    packed = msgpack.packb(body)
+    assert packed is not None
+    views = [memoryview(_LENGTH.pack(len(packed)) + packed), *(buffer.data for buffer in buffers if buffer.nbytes)]
+    while views:
+        sent = line.sendmsg(views)
+        while views and sent >= len(views[0]):
+            sent -= len(views.pop(0))
+        if sent:
+            views[0] = views[0][sent:]
+
+
+def _body(line: socket.socket) -> list[Any]:
+    """Return the body of the next frame."""
+    (length,) = _LENGTH.unpack(_bytes(line, _LENGTH.size))
+    if length > MAX_BODY_BYTES:
+        raise ValueError(f"a frame of {length} bytes, expected {MAX_BODY_BYTES} at most")
+    body = msgpack.unpackb(_bytes(line, length), max_ext_len=0)
+    if not isinstance(body, list):
+        raise TypeError(f"a frame of {type(body).__name__}, expected a list")
+    return body
+
+
+def _reply(line: socket.socket) -> tuple[int, Reply | Exception]:
+    number, *fields = _body(line)
+    if len(fields) == 2:
+        return number, _ERRORS.get(fields[0], EdgeError)(fields[1])
+    session, packets, *rest = fields
+    received = tuple(Packet(header, tuple(_buffer(line, size) for size in sizes)) for header, sizes in packets)
+    return number, Reply(tuple(session), received, *rest)
+
+
+def _bytes(line: socket.socket, size: int) -> bytearray:
+    found = bytearray(size)
+    _fill(line, memoryview(found))
+    return found
+
+
+def _buffer(line: socket.socket, size: int) -> np.ndarray:
+    """Return the next bytes, [size], aligned as torch aligns its own: results of small products depend on it."""
+    if size > MAX_TENSOR_BYTES:
+        raise ValueError(f"a buffer of {size} bytes, expected {MAX_TENSOR_BYTES} at most")
+    found = torch.empty(size, dtype=torch.uint8).numpy()
+    _fill(line, found.data)
+    return found
+
+
+def _fill(line: socket.socket, view: memoryview) -> None:
+    while len(view):
+        count = line.recv_into(view, len(view), socket.MSG_WAITALL)
+        if count == 0:
+            raise EOFError("the other end is closed")
+        view = view[count:]

@@ -1,0 +1,124 @@
+"""Blocks of one node that take messages over sockets learn what they learn through the object store, bit for bit."""
+
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+import ray
+
+from actors.errors import EdgeError
+from actors.transport.outbox import Reply, Take
+from actors.transport.same_node import SameNodePort, TakeServer
+from tests.contract.carriers import SLICE_S, until
+from tests.runs import Replacing, assert_balanced, block_weights, run
+
+MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
+METHODS = {
+    "local": {"network": MLP},
+    "late backprop": {"rule": {"name": "backprop"}, "network": MLP, "schedule": {"delay_per_hop": 2}},
+    "direct": {"rule": {"name": "direct_feedback_alignment"}, "network": MLP},
+    "bound": {"network": MLP, "staleness": {"max": 1}},
+}  # fmt: skip
+SOCKETS = {"placement": {"same_node": "socket"}}
+KEEPING = {"checkpoint": {"every_batches": 4}, "evaluation": {"every_batches": 7}}
+TAKE = Take("edge", (0, 0), received=-1, durable=-1, oldest_trainable=0, limit=4, wait_s=0.0)
+
+
+def num_lines(cluster):
+    """Return how many connections the processes of a kept cluster have had."""
+    calls = [
+        process.__ray_call__.options(concurrency_group="control").remote(
+            lambda host: host._server.num_lines if host._server else 0
+        )
+        for process in cluster._spare
+    ]
+    return sum(ray.get(calls, timeout=60))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_messages_over_sockets_change_no_weight(tmp_path, ray_cluster, method):
+    here = run(tmp_path / "here", **METHODS[method])
+    before = num_lines(ray_cluster)
+    got = run(tmp_path / "run", cluster=ray_cluster, **METHODS[method], **SOCKETS)
+    assert num_lines(ray_cluster) - before == len(got.edges), "an edge went another way"
+    assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
+    assert_balanced(got)
+
+
+@pytest.mark.parametrize(("mode", "actor"), [("local", "block1"), ("local", "source"), ("global", "block2")])
+def test_a_killed_process_changes_no_weight(tmp_path, ray_cluster, mode, actor):
+    method = METHODS["late backprop"]
+    kills = {"kill": [{"actor": actor, "at": "snapshot" if actor == "source" else "step", "batch": 11}]}
+    got = run(
+        tmp_path / "run", cluster=ray_cluster, **method, **SOCKETS, **KEEPING, faults=kills, recovery={"mode": mode}
+    )
+    here = run(tmp_path / "here", **method)
+    assert [event["actor"] for event in got.events if event["event"] == "lost"] == [actor]
+    assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
+    assert_balanced(got)
+
+
+class Other:
+    """A line that notes what it is asked."""
+
+    def __init__(self):
+        self.takes = []
+
+    def request(self, take):
+        self.takes.append(take)
+
+    def collect(self, wait_s):
+        return [(take, EdgeError("the other way")) for take in self.takes]
+
+
+def test_an_address_that_can_t_be_reached_goes_the_other_way():
+    other = Other()
+    port = SameNodePort("nobody listens here", otherwise=other)
+    port.request(TAKE)
+    assert other.takes == [TAKE]
+    assert [take for take, _ in port.collect(0.0)] == [TAKE]
+
+
+def test_a_process_that_dies_ends_every_call():
+    code = (
+        "from actors.transport.outbox import Outbox; from actors.transport.same_node import TakeServer; import sys\n"
+        "server = TakeServer(Outbox('run', 'edge', 4).take); print(server.address, flush=True); sys.stdin.read()"
+    )
+    producer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert producer.stdout is not None
+        port = SameNodePort(producer.stdout.readline().strip(), otherwise=Other())
+        waiting = Take("edge", (0, 0), received=-1, durable=-1, oldest_trainable=0, limit=4, wait_s=1.0)
+        port.request(waiting)
+        producer.kill()
+        ended = until(lambda: port.collect(SLICE_S))
+        assert [(take, type(error)) for take, error in ended] in (
+            [(waiting, ConnectionError)],
+            [(waiting, Reply)],  # the wait was over just before
+        )
+        port.request(TAKE)
+        assert [type(error) for _, error in until(lambda: port.collect(SLICE_S))] == [ConnectionError]
+    finally:
+        producer.kill()
+        producer.wait(60)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00\xc0", b"\x02\x00\x00\x00\x92\x01", b"\0" * 64]
+)
+def test_what_is_no_take_ends_its_line_and_no_other(sent):
+    asked = []
+    server = TakeServer(lambda take: asked.append(take) or Reply(take.session, (), 0, 5, None))
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.settimeout(20)
+    stranger.connect(f"\0{server.address}")
+    stranger.sendall(sent)
+    with suppress(ConnectionResetError):  # where the rest of what was sent has not been read
+        assert stranger.recv(1) == b"", "it is answered"
+    port = SameNodePort(server.address, otherwise=Other())
+    port.request(TAKE)
+    ((_, reply),) = until(lambda: port.collect(SLICE_S))
+    assert reply.version == 5 and asked == [TAKE]
+    server.close()

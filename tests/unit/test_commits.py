@@ -1,0 +1,91 @@
+"""When snapshots become a checkpoint, and what a storage that fails means for the run."""
+
+import json
+
+import pytest
+
+from actors.errors import UserError
+from actors.shard import stage, write_shard
+from actors.storage import RemoteStorage
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.commits import Commits
+from orchestrator.lease import Lease
+
+
+class StoreError(Exception):
+    """What a remote file system raises: no OSError."""
+
+
+class Written:
+    """Commits of one block's snapshots at an fsspec address that may fail."""
+
+    def __init__(self, address, monkeypatch):
+        self.storage, self.failing = RemoteStorage(f"memory://{address}"), set()
+        self.now = 0.0
+        self.fence = lambda: None
+        checkpoints = Checkpoints(self.storage, "run", fence=lambda: self.fence())
+        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now)
+        self.shards, self.positions = {}, {}
+        for name in ("read", "write", "names", "delete"):
+            monkeypatch.setattr(self.storage, name, self._failing(name, getattr(self.storage, name)))
+
+    def _failing(self, name, method):
+        def call(*args):
+            if name in self.failing:
+                raise StoreError("quota exceeded\nand more")
+            return method(*args)
+
+        return call
+
+    def snapshot(self, position):
+        """A block's snapshot has been written; return the positions that are committed now."""
+        failing, self.failing = self.failing, set()
+        self.shards[position] = vars(write_shard(self.storage, f"batch-{position:09d}/block0.1", stage({})))
+        self.failing = failing
+        self.positions[position] = {"batch": position, "orders": 0}
+        block = {"name": "block0", "shards": self.shards, "snapshot_errors": {}}
+        return [done.position for done in self.commits.note({"positions": self.positions}, [block])]
+
+    @property
+    def stored(self):
+        return [int(name.split("/")[0].removeprefix("batch-")) for name in self.storage.names("manifest.json")]
+
+
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_a_storage_that_fails_in_its_own_way_leaves_the_checkpoint_before_and_the_next_success_clears_it(
+    tmp_path, monkeypatch, failing
+):
+    written = Written(tmp_path.name, monkeypatch)
+    assert written.snapshot(3) == [3]
+    written.failing = {failing}
+    assert written.snapshot(7) == [] and written.stored == [3] and written.commits.position == 3
+    reason = "checkpoint at batch 7 was not written (quota exceeded); training goes on"
+    assert written.commits.error == reason
+    written.failing = set()
+    assert written.snapshot(11) == [11] and written.commits.error is None and written.stored == [11]
+
+
+@pytest.mark.parametrize("failing", ["names", "delete"])
+def test_old_checkpoints_that_cannot_be_deleted_stop_nothing_and_go_later(tmp_path, monkeypatch, failing):
+    written = Written(tmp_path.name, monkeypatch)
+    assert written.snapshot(3) == [3]
+    written.failing = {failing}
+    assert written.snapshot(7) == [7] and written.commits.error is None
+    assert written.commits.left_over == "old checkpoints can't be deleted (quota exceeded); training goes on"
+    written.failing = set()
+    assert written.stored == [3, 7]
+    assert written.snapshot(11) == [11] and written.commits.left_over is None and written.stored == [11]
+
+
+def test_once_another_orchestrator_has_taken_over_nothing_is_committed_and_nothing_deleted(tmp_path, monkeypatch):
+    written, lease = Written(tmp_path.name, monkeypatch), Lease(tmp_path / "lease.json")
+    lease.acquire()
+    written.fence = lease.beat
+    assert written.snapshot(3) == [3]
+    (tmp_path / "lease.json").write_text(json.dumps({"epoch": 2, "pid": 1, "host": "elsewhere", "held": True}))
+    with pytest.raises(UserError, match="is being trained by process 1 on elsewhere"):
+        written.snapshot(7)
+    assert written.stored == [3]
+    with pytest.raises(UserError, match="is being trained by"):
+        written.commits.checkpoints.prune(1, 3)
+    lease.release()
