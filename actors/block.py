@@ -169,9 +169,10 @@ class Block:
 
     def _begin(self, kind: str, message: Message) -> None:
         """Note whether a step is one for which layers are compiled."""
-        step = (kind, tuple(message.tensors["h"].shape))
-        self.may_compile = self.spec.machine.compile and step not in self._kinds
-        self._kinds.add(step)
+        if self.spec.machine.compile:
+            step = (kind, tuple(message.tensors["h"].shape))
+            self.may_compile = step not in self._kinds
+            self._kinds.add(step)
 
     def learn(self, message: Message) -> Sent:
         """After its forward pass: the objective's credit if there is one, the rule's `now`."""

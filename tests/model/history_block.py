@@ -39,7 +39,7 @@ class HistoryBlock:
         self.history = mixed(spec.index)
         self.trained = []
         self.open = {}
-        self.finiteness = SimpleNamespace(num_skipped=0)
+        self.finiteness, self.may_compile = SimpleNamespace(num_skipped=0), False
         self.started = lambda message: None
         """Told of every message that training starts on."""
 
