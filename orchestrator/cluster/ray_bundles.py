@@ -140,5 +140,6 @@ def _fits(node: Any, wanted: Mapping[str, str]) -> bool:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     hidden = ("node:", "memory", "object_store_memory")
-    shown = {name: amount for name, amount in sorted(resources.items()) if not name.startswith(hidden)}
+    plain = {name: amount for name, amount in resources.items() if "_group_" not in name}  # not those of bundles
+    shown = {name: amount for name, amount in sorted(plain.items()) if not name.startswith(hidden)}
     return " + ".join(f"{round(amount, 3):g} {name}" for name, amount in shown.items()) or "nothing"
