@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actors.errors import UserError
+from actors.errors import RunError, UserError
 from actors.shard import ShardFile
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
@@ -80,6 +80,18 @@ class Commits:
         done = [self._commit(position, names) for position in sorted(self._ready(names))]
         return [checkpoint for checkpoint in done if checkpoint is not None]
 
+    def check_last(self) -> None:
+        """Refuse the end of a run whose last checkpoint is missing.
+
+        Raises:
+            RunError: what was learned since the newest one would be lost in silence.
+        """
+        if self.error is not None:
+            raise RunError(
+                f"training has ended, and what was learned after batch {self.position} is not saved: {self.error}; "
+                f"make room and give the same command again, which goes on from there"
+            )
+
     def forget_uncommitted(self) -> None:
         """Let go of snapshots after the newest checkpoint: all actors return to it."""
         self._shards = {position: shards for position, shards in self._shards.items() if position <= self.position}
@@ -127,7 +139,7 @@ class Commits:
         if position in self._failed or position <= self.position:
             return
         self._failed.add(position)
-        self.error = f"checkpoint at batch {position} was not written ({reason}); training goes on"
+        self.error = f"checkpoint at batch {position} was not written ({reason})"
         self._since, self._is_asked = self._clock(), False
 
 

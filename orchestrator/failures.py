@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 SAME_RAISES = 2
 SAME_DEATHS = 3
+NODE_S = 10.0
+"""Actors of a node other than the driver's that die within this time of each other die of one failure."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Failure:
         batch: that it was training on, None if that is unknown or it was between batches.
         raised: whether its program raised; else its process died or hung.
         announced: whether its node had said that it would end.
+        node: where it was, if that is not the driver's node.
+        at_s: when it was lost; seconds on any clock.
     """
 
     actor: str
@@ -31,6 +35,8 @@ class Failure:
     batch: int | None = None
     raised: bool = False
     announced: bool = False
+    node: str = ""
+    at_s: float = 0.0
 
 
 class Failures:
@@ -48,12 +54,14 @@ class Failures:
         self._of: Counter[str] = Counter()
         self._raised: Counter[tuple[str, int]] = Counter()
         self._died: dict[str, tuple[int | None, int]] = {}
+        self._node: tuple[str, float, set[str]] = ("", 0.0, set())
+        """Of the newest failure: where it was, when, and who has died of it."""
 
     def add(self, failure: Failure) -> str | None:
         """Count a failure; return why the run must end, None if the actor may be replaced."""
         if failure.announced:
             return self._preempted(failure)
-        self.count += 1
+        self.count += self._is_another(failure)
         self._of[failure.actor] += 1
         same = self._same(failure)
         if same is not None:
@@ -64,6 +72,16 @@ class Failures:
                 f"{self.max_failures}; the run can be resumed from its last checkpoint"
             )
         return None
+
+    def _is_another(self, failure: Failure) -> bool:
+        """Whether this is not just one more actor that a lost node has taken with it."""
+        node, since_s, actors = self._node
+        is_of_node = failure.node != "" and failure.node == node and failure.at_s - since_s <= NODE_S
+        if is_of_node and not failure.raised and failure.actor not in actors:
+            actors.add(failure.actor)
+            return False
+        self._node = (failure.node, failure.at_s, {failure.actor})
+        return True
 
     def _preempted(self, failure: Failure) -> str | None:
         self.num_preemptions += 1

@@ -269,7 +269,7 @@ class Orchestrator:
         if self.commits.is_due():
             self.cluster.order(SOURCE, "snapshot")
         if self.commits.error is not None:
-            self.notices.show("checkpoint failed", self.commits.error)
+            self.notices.show("checkpoint failed", f"{self.commits.error}; training goes on")
         else:
             self.notices.over("checkpoint failed", f"checkpoint at batch {self.commits.position} was written")
         if self.commits.left_over is not None:
@@ -306,6 +306,7 @@ class Orchestrator:
         blocks = [self.facts[name] for name in self.names]
         self._log_imbalances(self.ledgers.close(self.facts))
         self.recovery.finish(self.facts)
+        self.commits.check_last()
         summary = self._summarise(blocks)
         spans = timeline(self.facts, self.clocks)
         self.notices.attempt("timeline.json", lambda: self.directory.write_timeline(spans))

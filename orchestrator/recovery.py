@@ -99,7 +99,9 @@ class Recovery:
             RunError: the run must end.
         """
         name, now = ended.name, self._clock()
-        failure = Failure(name, ended.reason, self._mark(name), raised=not ended.died, announced=announced)
+        failure = Failure(
+            name, ended.reason, self._mark(name), raised=not ended.died, announced=announced, node=ended.node, at_s=now
+        )
         together = self.crew.together(name)
         for gone in sorted(together, key=lambda each: each != name):  # it comes first
             reason = ended.reason if gone == name else f"it shared its process with {name}"

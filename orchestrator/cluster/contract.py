@@ -48,6 +48,7 @@ class Ended:
 
     `is_mistake`: the reason is a sentence for the user, who can fix it.
     `died`: its process is gone; else its program has raised.
+    `node`: where its process was, if that is not the driver's node.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Ended:
     traceback: str = ""
     is_mistake: bool = False
     died: bool = False
+    node: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -384,7 +385,8 @@ class RayCluster:
         return Ended(name, facts=ray.get(ref)) if error is None else self._failed(name, error)
 
     def _failed(self, name: str, error: exceptions.RayError) -> Ended:
-        ended = failed(name, error)
+        ended, seat = failed(name, error), self._seats[name]
         if ended.died and isinstance(error, exceptions.RayActorError):
-            self._dead.append(self._seats[name].process)
-        return ended
+            self._dead.append(seat.process)
+        is_here = seat.node == ray.get_runtime_context().get_node_id()
+        return ended if is_here else replace(ended, node=seat.node)

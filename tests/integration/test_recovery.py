@@ -284,6 +284,20 @@ def test_a_run_directory_on_a_full_or_read_only_disk_stops_no_training(tmp_path_
     assert not list(folder.glob(".*.partial")) and got.status == "completed"
 
 
+def test_a_disk_that_is_full_to_the_end_of_a_run_says_what_is_not_saved_and_the_same_command_goes_on(
+    tmp_path_factory, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Disk(patch, folder / "checkpoints", errno.ENOSPC, since=7, until=99)
+        with pytest.raises(RunError, match=r"after batch 3 is not saved: checkpoint at batch 21 .*No space left"):
+            run(folder, **KEEPING)
+    assert not (folder / "summary.json").exists()
+    got = run(folder, **KEEPING)
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [3]
+    assert outcome(got) == outcome(undisturbed(tmp_path_factory.getbasetemp(), "local"))
+
+
 def test_a_disk_that_is_full_while_the_cap_is_reached_lets_the_run_go_on_once_there_is_room(
     tmp_path_factory, tmp_path, monkeypatch
 ):

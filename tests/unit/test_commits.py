@@ -59,7 +59,7 @@ def test_a_storage_that_fails_in_its_own_way_leaves_the_checkpoint_before_and_th
     assert written.snapshot(3) == [3]
     written.failing = {failing}
     assert written.snapshot(7) == [] and written.stored == [3] and written.commits.position == 3
-    reason = "checkpoint at batch 7 was not written (quota exceeded); training goes on"
+    reason = "checkpoint at batch 7 was not written (quota exceeded)"
     assert written.commits.error == reason
     written.failing = set()
     assert written.snapshot(11) == [11] and written.commits.error is None and written.stored == [11]

@@ -42,6 +42,29 @@ def test_more_failures_than_allowed_end_the_run_whoever_fails():
     assert found[:2] == [None, None] and "failure 3, more than recovery.max_failures = 2" in found[2]
 
 
+def gone_with(node, actor, at_s):
+    return Failure(actor, "its process died", None, node=node, at_s=at_s)
+
+
+def test_what_a_node_takes_with_it_is_one_failure():
+    failures = Failures(1)
+    actors = ["source", "block0", "block1", "block2"]
+    assert verdicts(failures, [gone_with("a", actor, 5.0 + i) for i, actor in enumerate(actors)]) == [None] * 4
+    assert failures.count == 1
+
+
+def test_deaths_on_a_node_that_lives_are_failures_each():
+    for second in (
+        gone_with("a", "block0", 7.0),  # it again
+        gone_with("a", "block1", 17.0),  # later
+        gone_with("b", "block1", 7.0),  # elsewhere
+        Failure("block1", "ValueError: no", None, raised=True, node="a", at_s=7.0),
+    ):
+        assert verdicts(Failures(1), [gone_with("a", "block0", 5.0), second])[1] is not None
+    beside_the_driver = [gone_with("", "block0", 5.0), gone_with("", "block1", 5.0)]
+    assert verdicts(Failures(1), beside_the_driver)[1] is not None
+
+
 def test_each_further_replacement_of_an_actor_waits_twice_as_long():
     failures = Failures(9, backoff_s=1.5)
     waits = []
