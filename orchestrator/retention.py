@@ -16,6 +16,9 @@ _LABEL_BYTES = 16
 _FEWEST = 2
 """Batches that may leave in any case: one that carries the order and one that follows it."""
 
+_MARGIN = 8
+"""One part in so many of the share is for what leaves before every producer has heard of a commit."""
+
 
 def most_uncovered(config: RunConfig, plan: Plan) -> int:
     """Return how many batches may leave before a checkpoint covers them.
@@ -25,7 +28,7 @@ def most_uncovered(config: RunConfig, plan: Plan) -> int:
     """
     share, (batch, evaluation) = config.recovery.retention_bytes, _kept_bytes(config, plan)
     room = share - evaluation if 2 * evaluation <= share else share
-    return max(_FEWEST, room // batch)
+    return max(_FEWEST, (room - room // _MARGIN) // batch)
 
 
 def retention_warning(config: RunConfig, plan: Plan) -> str | None:
