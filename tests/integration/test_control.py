@@ -226,7 +226,7 @@ def test_a_replay_buffer_changes_while_it_runs_and_no_block_waits_for_ever(tmp_p
     """The limiter and the number of uses, up and down, after many uses under other settings."""
     own = {"on_full": "drop_oldest", "max_reuse": 4, "samples_per_insert": 1.0, "capacity": 4}
     slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
-    job = Job(tmp_path / "run", faults=slow, schedule={"name": "replay"}, buffers=own)
+    job = Job(tmp_path / "run", faults=slow, schedule={"name": "replay"}, buffers=own, training={"epochs": 24})
     changes = (
         ["buffers.samples_per_insert=4"],
         ["buffers.samples_per_insert=null", "buffers.max_reuse=2", "staleness.max=3"],
@@ -238,7 +238,7 @@ def test_a_replay_buffer_changes_while_it_runs_and_no_block_waits_for_ever(tmp_p
         control.ask(job.folder, words)
     summary = job.end()
     assert summary.status == "completed"
-    assert [block["updates"] for block in summary.blocks] == [88] * 3
+    assert [block["updates"] for block in summary.blocks] == [264] * 3
     assert_balanced(summary)
     values = [event["values"]["replay"] for event in events(job.folder, "applied") if event["actor"] == "block1"]
     told = [(each["samples_per_insert"], each["max_reuse"], each["on_full"], each["capacity"]) for each in values]
