@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,13 +54,15 @@ class RayHost:
         hosts = self._hosts[: len(actors)]
         self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
         reports = [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
-        if self._server is None and any(spec.machine.serves_sockets for spec, _ in actors):
-            self._server = TakeServer(self.take)
-        takes_at = [
-            self._server.address if self._server and spec.machine.serves_sockets else None for spec, _ in actors
-        ]
-        here = self._node()
-        return [report | here | {"takes_at": own} for report, own in zip(reports, takes_at, strict=True)]
+        there = self._node() | {"takes_at": self._takes_at(actors)}
+        return [report | there for report in reports]
+
+    def _takes_at(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> str | None:
+        """Return where messages of this process are served, if they are to be; only Linux has such addresses."""
+        if sys.platform != "linux" or not any(spec.machine.serves_sockets for spec, _ in actors):
+            return None
+        self._server = self._server or TakeServer(self.take)
+        return self._server.address
 
     def connect(self, ports: Mapping[str, Port | SameProcess | None], seat: int = 0) -> None:
         """Open an actor's incoming edges, or give them lines to other lives of their producers."""
