@@ -49,7 +49,8 @@ class Outboxes:
 
     def facts(self, edge):
         outbox = self.outboxes[edge]
-        kept = [sequence for sequence, _ in outbox._kept]
+        with outbox._changed:  # takes of other threads change it
+            kept = [sequence for sequence, _ in outbox._kept]
         return Facts(outbox.num_sent, outbox.num_waiting, kept, outbox.oldest_trainable)
 
     def set_version(self, version):
