@@ -125,9 +125,14 @@ class Checkpoints:
                 damaged.append(str(error))
         return sorted(found, key=lambda checkpoint: checkpoint.position), damaged
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint of which every shard verifies, None if there is none."""
-        return next((checkpoint for checkpoint in reversed(self.all()[0]) if not checkpoint.damage()), None)
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint of which every shard verifies, None if there is none, and what is damaged."""
+        committed, notes = self.all()
+        for checkpoint in reversed(committed):
+            if not (damage := checkpoint.damage()):
+                return checkpoint, notes
+            notes += damage
+        return None, notes
 
     def uncommitted(self) -> list[str]:
         """Return the folders of checkpoints that have no manifest, sorted."""
@@ -217,17 +222,14 @@ def _is_ours(folder: str) -> bool:
     return folder.startswith("batch-")
 
 
-def newest_checkpoint(storage: Storage) -> Checkpoint:
-    """Return the newest checkpoint that verifies.
+def newest_checkpoint(storage: Storage) -> tuple[Checkpoint, list[str]]:
+    """Return the newest checkpoint that verifies, and what is damaged.
 
     Raises:
         RunError: there is none; names what is damaged.
     """
-    checkpoints = Checkpoints(storage)
-    found = checkpoints.newest()
+    found, damaged = Checkpoints(storage).newest()
     if found is not None:
-        return found
-    committed, damaged = checkpoints.all()
-    damaged += [problem for checkpoint in committed for problem in checkpoint.damage()]
+        return found, damaged
     why = f"no checkpoint verifies: {damaged[0]}" if damaged else "holds no committed checkpoint; train the run first"
     raise RunError(f"{storage.address}: {why}")

@@ -5,6 +5,7 @@ This is the one place where the orchestrator touches tensors.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,10 @@ def assemble(config: RunConfig, input_shape: tuple[int, ...], num_classes: int) 
 def _trained(run: str | Path) -> tuple[RunConfig, Checkpoint]:
     directory = RunDirectory.open(run)
     config = directory.config(find_catalog())
-    return config, newest_checkpoint(open_storage(directory.checkpoint_address(config.checkpoint.uri)))
+    checkpoint, damaged = newest_checkpoint(open_storage(directory.checkpoint_address(config.checkpoint.uri)))
+    for problem in damaged:
+        sys.stderr.write(f"{problem}; the checkpoint at batch {checkpoint.position} is used\n")
+    return config, checkpoint
 
 
 def _restored_blocks(config: RunConfig, checkpoint: Checkpoint) -> list[Block]:

@@ -51,7 +51,8 @@ def recut(config: RunConfig, plan: Plan, checkpoints: Checkpoints, found: Checkp
     """Commit a checkpoint again, at the same position, with a shard for every block of the plan.
 
     Args:
-        checkpoints: of the run; those after `found` are deleted, since the run goes on from `found`.
+        checkpoints: of the run; those after `found` that verify are deleted, since the run goes on from `found`.
+            Damaged ones stay: who goes on names them.
         epoch: of the lease; its number is part of the new files' names.
 
     Raises:
@@ -74,7 +75,7 @@ def recut(config: RunConfig, plan: Plan, checkpoints: Checkpoints, found: Checkp
         actor = {**NO_EDGES, "program": whole.program, "evaluations": whole.evaluations(block)}
         shards.append(write_shard(checkpoints.storage, name, stage(block.snapshot() | {"actor": actor})))
     for later in checkpoints.all()[0]:
-        if later.position > found.position:
+        if later.position > found.position and not later.damage():
             checkpoints.storage.delete(later.folder)
     checkpoints.commit(found.position, shards, {**found.source, "actor": dict(NO_EDGES)})
 

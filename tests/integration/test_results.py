@@ -119,6 +119,17 @@ def test_damaged_checkpoints_are_refused(trained, tmp_path):
         api.evaluate(folder)
 
 
+def test_where_the_newest_checkpoint_is_damaged_evaluation_says_which_one_it_uses(tmp_path, capsys):
+    run(tmp_path / "run", checkpoint={"every_batches": 4, "keep": 2})
+    *_, older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    shard = next(newest.glob("block1.*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    capsys.readouterr()
+    assert "test" in api.evaluate(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert shard.name in said and f"the checkpoint at batch {int(older.name.removeprefix('batch-'))} is used" in said
+
+
 def test_several_seeds_give_one_run_each_and_a_summary(tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text(

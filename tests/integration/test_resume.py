@@ -65,7 +65,7 @@ def test_in_the_history_that_led_to_the_weights_every_sample_counts_once_per_epo
     kills = [kill("block1", 11), kill("block2", 15), kill("source", 19, "snapshot")]
     got = run(tmp_path / "run", **settings, faults={"kill": kills})
     assert got.status == "completed" and sum(block["restarts"] for block in got.blocks) == 2
-    checkpoint = Checkpoints(open_storage(str(tmp_path / "run" / "checkpoints"))).newest()
+    checkpoint = Checkpoints(open_storage(str(tmp_path / "run" / "checkpoints"))).newest()[0]
     for index in range(3):
         counts = checkpoint.read(index)["auxiliary"]["rule.counts"]
         assert counts.tolist() == [[1] * SAMPLES] * EPOCHS
@@ -300,6 +300,16 @@ def test_a_run_that_was_cut_otherwise_and_died_again_goes_on_with_either_cut(tmp
     got = run(tmp_path / "run", **sections, network=FOUR)
     assert got.weights_sha256 == whole.weights_sha256
     assert [event["position"] for event in got.events if event["event"] == "resumed"] == [7, 11]
+
+
+def test_a_run_that_is_cut_otherwise_names_what_is_damaged(tmp_path):
+    sections = {"rule": {"name": "backprop"}, **EVERY}
+    killed(tmp_path / "run", "written", 11, **sections, network=FOUR)
+    shard = next((tmp_path / "run" / "checkpoints" / "batch-000000011").glob("block1.*"))
+    damage(shard)
+    got = run(tmp_path / "run", **sections, network=TWO)
+    assert [shard.name in event["reason"] for event in got.events if event["event"] == "checkpoint not used"] == [True]
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [7]
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def digits(tmp_path_factory):
 
 
 def restored(folder, config):
-    plan, checkpoint = make_plan(config), newest_checkpoint(open_storage(str(folder / "checkpoints")))
+    plan, checkpoint = make_plan(config), newest_checkpoint(open_storage(str(folder / "checkpoints")))[0]
     blocks = [Block(block_spec(config, plan, j, "run", None), shape) for j, shape in enumerate(plan.shapes)]
     for j, block in enumerate(blocks):
         block.restore(checkpoint.read(j))

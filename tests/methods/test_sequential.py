@@ -212,7 +212,7 @@ def test_the_network_of_the_last_snapshot_evaluates_as_the_run_did(greedy):
 def test_the_ensemble_of_heads_is_reported_beside_the_single_head(greedy):
     """Block j's class probabilities weigh 2^j; computed here from the run's own checkpoint."""
     folder, summary, config = greedy
-    plan, checkpoint = make_plan(config), newest_checkpoint(open_storage(str(folder / "checkpoints")))
+    plan, checkpoint = make_plan(config), newest_checkpoint(open_storage(str(folder / "checkpoints")))[0]
     blocks = [Block(block_spec(config, plan, j, "run", None), plan.shapes[j]) for j in range(3)]
     for j, block in enumerate(blocks):
         block.restore(checkpoint.read(j))
@@ -330,7 +330,7 @@ def test_a_stop_in_any_phase_ends_the_run_with_a_snapshot_of_every_block(tmp_pat
     accuracies = [block["test_accuracy"] is not None for block in summary.blocks]
     assert accuracies == [j <= stopped for j in range(3)]
     assert (summary.test_accuracy is None) == (stopped < 2)
-    checkpoint = newest_checkpoint(open_storage(str(tmp_path / "run" / "checkpoints")))
+    checkpoint = newest_checkpoint(open_storage(str(tmp_path / "run" / "checkpoints")))[0]
     assert checkpoint.position == sum(versions) - 1
     assert [checkpoint.read(j)["version"] for j in range(3)] == versions
     assert api.evaluate(tmp_path / "run")["test"]["num_samples"] == 256

@@ -222,7 +222,7 @@ def test_the_newest_checkpoint_is_the_committed_one_with_the_highest_position(pl
         committed(place, position, position)
     write_shard(place, "batch-000000500/block0.7.safetensors", {"n": 500})  # never committed
     open_storage(place).write(f"batch-000000600/.{MANIFEST}.partial", b"{")
-    found = newest_checkpoint(open_storage(place))
+    found = newest_checkpoint(open_storage(place))[0]
     assert (found.position, found.read(0), len(found.shards)) == (100, {"n": 100}, 1)
     assert found.source == {"batch": 100, "orders": 2}
 
@@ -234,7 +234,7 @@ def test_a_checkpoint_with_a_damaged_shard_is_named_and_the_one_before_it_is_use
     name = "batch-000000005/block0.7.safetensors"
     storage.write(name, storage.read(name)[:-1])
     assert "damaged" in Checkpoints(storage, "run").all()[0][-1].damage()[0]
-    assert newest_checkpoint(storage).position == 3
+    assert newest_checkpoint(storage)[0].position == 3
 
 
 def test_a_shard_that_was_not_written_as_told_is_never_committed(place):
@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_after_the_newest_costs_no_other_its_place(place):
     checkpoints.commit(9, [file], {"orders": 2})
     checkpoints.prune(1, 9)
     assert storage.folders() == ["batch-000000009", "batch-000000011"]
-    assert newest_checkpoint(storage).position == 9
+    assert newest_checkpoint(storage)[0].position == 9
 
 
 def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(place):
@@ -315,7 +315,7 @@ def test_where_nothing_was_ever_committed_a_run_begins_again_and_says_so(place):
 def test_a_manifest_of_another_run_is_not_used(tmp_path):
     committed(tmp_path, 3, 3, run="other")
     checkpoints = Checkpoints(open_storage(str(tmp_path)), "run")
-    assert checkpoints.newest() is None and "of run other" in checkpoints.all()[1][0]
+    assert checkpoints.newest()[0] is None and "of run other" in checkpoints.all()[1][0]
 
 
 def test_where_no_checkpoint_is_committed_one_is_asked_for(tmp_path):
