@@ -103,6 +103,13 @@ class Lease:
             if time.monotonic() - self._beat >= BEAT_EVERY_S:
                 self._write(self._descriptor, held=True)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this is still the holder, as far as can be seen."""
+        with self._turn, suppress(OSError):
+            return self._descriptor is not None and self._read(self._descriptor).get("epoch") == self.epoch
+        return True
+
     def _beat_on(self, released: threading.Event) -> None:
         while not released.wait(LOOK_S):
             try:

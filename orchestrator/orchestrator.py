@@ -9,11 +9,8 @@ It handles small facts only; tensors go from block to block. The parts it drives
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.errors import UserError
@@ -38,6 +35,7 @@ from orchestrator.progress import TrainingProgress
 from orchestrator.recovery import Recovery
 from orchestrator.retention import retention_warning
 from orchestrator.run_directory import RunDirectory
+from orchestrator.signals import stop_on_signal
 from orchestrator.specs import is_retaining, is_unordered, kills_of
 from orchestrator.status import status_of
 from orchestrator.store_room import fitted
@@ -114,12 +112,13 @@ class Orchestrator:
         try:
             self._write_status("starting", {})
             self._setup()
-            with self._stop_on_signal():
+            with stop_on_signal(self._stop_or_end):
                 self._drive()
             return self._finish()
         except BaseException as error:
-            reason = str(error) or type(error).__name__
-            self._write_status("failed", {}, reason=reason.splitlines()[0])
+            if self.lease.is_held:  # else status.json is another orchestrator's
+                reason = str(error) or type(error).__name__
+                self._write_status("failed", {}, reason=reason.splitlines()[0])
             raise
         finally:
             self.progress.close()
@@ -186,16 +185,32 @@ class Orchestrator:
 
     def _act(self, action: str) -> None:
         if action in ("pause", "resume"):
-            self.is_paused = action == "pause"
-            self.recovery.steps.restart()
-            for name in self.crew.names:
-                self.cluster.order(name, action)
+            self._pause(action)
         elif action == "stop":
-            self.stop_asked = True
-            self.cluster.order(SOURCE, "stop")
+            self._stop()
         else:
             self.cluster.order(SOURCE, action)
         self.metrics.event(event="control", action=action)
+
+    def _pause(self, action: str) -> None:
+        self.is_paused = action == "pause"
+        self.recovery.steps.restart()
+        for name in self.crew.names:
+            self.cluster.order(name, action)
+
+    def _stop(self) -> None:
+        """Make the next batch the last one; what is under way is trained on, also where the run was paused."""
+        self.stop_asked = True
+        self.cluster.order(SOURCE, "stop")
+        if self.is_paused:
+            self._pause("resume")
+
+    def _stop_or_end(self) -> None:
+        """Stop; asked again, end at once."""
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.progress.say("stopping after the next batch; once more to stop at once")
+        self._stop()
 
     def _reports(self) -> Mapping[str, Mapping[str, Any]]:
         asked = self.clocks.now()
@@ -372,26 +387,3 @@ class Orchestrator:
             epoch=epoch, batch=batch, num_batches=self.num_batches, test_accuracy=tested, reason=reason,
         )  # fmt: skip
         self.notices.attempt("status.json", lambda: self.directory.write_status(status))
-
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM makes the next batch the last one; the second ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, _: object) -> None:
-            if self.stop_asked:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-            self.progress.say("stopping after the next batch; once more to stop at once")
-            self.cluster.order(SOURCE, "stop")
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

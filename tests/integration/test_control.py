@@ -137,6 +137,21 @@ def test_stop_ends_the_run_with_its_last_snapshot(job):
     assert [checkpoint.is_last for checkpoint in found] == [False, True]  # to go on from, and to evaluate
 
 
+def test_a_run_that_is_paused_can_be_stopped(job):
+    control.ask(job.folder, ["pause"])
+    job.until(lambda state, batch: state == "paused")
+    control.ask(job.folder, ["stop"])
+    job.until(lambda state, batch: state != "paused")
+    assert job.end().status == "stopped"
+
+
+def test_a_run_that_another_orchestrator_has_taken_over_leaves_its_status_alone(job):
+    (job.folder / "lease.json").write_text(json.dumps({"epoch": 9, "pid": 1, "host": "elsewhere"}))
+    job.thread.join(DEADLINE_S)
+    assert "on elsewhere" in str(job.error)
+    assert job.status()["state"] == "running"
+
+
 def test_a_capacity_may_be_lowered_to_one_while_everything_is_full(tmp_path):
     """What waits in the large buffers and was not acknowledged must not keep the small ones full for ever."""
     full = {"buffers": {"capacity": 8}, "faults": {"slow": [{"block": 2, "factor": 8}]}}
