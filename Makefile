@@ -9,7 +9,7 @@ train: setup
 	$(BIN)/python -m orchestrator train configs/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-hosts: setup
 	$(BIN)/python -m pytest -m hosts

@@ -218,6 +218,7 @@ def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_co
     assert summary["weights_sha256"] == run(tmp_path / "alone", **lasting).weights_sha256
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("left_s", [None, 90], ids=["without a deadline", "with a deadline"])
 def test_a_node_that_is_drained_is_left_after_a_snapshot_whether_or_not_it_says_when_it_ends(nodes, tmp_path, left_s):
     raylet, messages = pytest.importorskip("ray._raylet"), pytest.importorskip("ray.core.generated.autoscaler_pb2")
@@ -245,6 +246,7 @@ def test_a_node_that_is_drained_is_left_after_a_snapshot_whether_or_not_it_says_
     assert drain["left_s"] == pytest.approx(left_s or 60, abs=10)
 
 
+@pytest.mark.hosts
 def test_a_block_that_needs_what_only_a_lost_node_had_waits_for_another_one_aloud(nodes, tmp_path):
     """Three CPUs a block: the others are on the two nodes that stay."""
     third = add_node(nodes, resources={"telescope": 1})
