@@ -265,7 +265,10 @@ class EvaluationSection(Section):
 
 
 class BlockPlacementSection(Section):
-    """What one block asks for instead of what all do; a key that is left out stays as it is for all."""
+    """What one block asks for instead of what all do; a key that is left out stays as it is for all.
+
+    `gpus: 0` leaves their `accelerator_type` out, too.
+    """
 
     cpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
