@@ -327,6 +327,15 @@ def test_this_machine_s_own_ray_has_no_node_for_each_actor(ray_session):
     ray_session.util.remove_placement_group(group)
 
 
+def test_this_machine_s_own_ray_refuses_whoever_has_no_token(ray_session):
+    grpc, session = pytest.importorskip("grpc"), pytest.importorskip("orchestrator.cluster.ray_session")
+    address = ray_session.get_runtime_context().gcs_address
+    channel = grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
+    with channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(session.FIRST_CALL)(b"", timeout=30)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_a_spare_is_asked_what_it_sees_like_every_other_process(ray_cluster, tmp_path, monkeypatch):
     module = pytest.importorskip("orchestrator.cluster.ray_cluster")
     monkeypatch.setattr(module, "refusal", lambda name, *_: "it sees nothing" if name == "spare 0" else None)
