@@ -294,7 +294,7 @@ class PlacementSection(Section):
     gpus_per_block: float = Field(default=0.0, ge=0)
     """A fraction lets several blocks share one."""
     cpus_per_block: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """auto: one, or an equal share where blocks outnumber the cores."""
+    """auto: one, or an equal share of the CPUs that are there when the run starts."""
     threads: int = Field(default=1, ge=1)
     """Threads of a block's arithmetic."""
     pin_cpus: bool = False
