@@ -91,10 +91,10 @@ class RayHead:
     def stop_job(self, job: str) -> Any:
         return self._ask("POST", f"/api/jobs/{job}/stop", None, "own")
 
-    def status_code(self, path: str, *, token: str | None, port: int | None = None) -> int:
-        """The HTTP status that a request with another token, or none, gets."""
+    def status_code(self, path: str, *, token: str | None, port: int | None = None, body: Any = None) -> int:
+        """The HTTP status that a request with another token, or none, gets; one with a body asks for a job."""
         try:
-            self._ask("GET", path, port, token)
+            self._ask("GET" if body is None else "POST", path, port, token, body)
         except urllib.error.HTTPError as error:
             return error.code
         return 200

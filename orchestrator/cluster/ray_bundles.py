@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -38,7 +37,12 @@ def bundle(request: Request) -> dict[str, float]:
 
 
 def reserve(
-    requests: Sequence[Request], strategy: str, *, wait_s: float, say: Callable[[str], None] = say_aloud
+    requests: Sequence[Request],
+    strategy: str,
+    *,
+    wait_s: float,
+    is_own: bool = False,
+    say: Callable[[str], None] = say_aloud,
 ) -> PlacementGroup:
     """Return a placement group of one bundle per request, once it has its places.
 
@@ -49,13 +53,14 @@ def reserve(
         requests: in chain order.
         strategy: of the placement group.
         wait_s: longest wait.
+        is_own: whether this process has started the Ray.
         say: told every 30 s what is asked and what there is.
 
     Raises:
         UserError: the resources did not come in time.
     """
-    if "RAY_ADDRESS" not in os.environ and (lacking := _lacking(requests)):
-        raise UserError(f"{lacking}; lower it or add nodes")
+    if is_own and (lacking := _lacking(requests, strategy)):
+        raise UserError(lacking)
     bundles = [bundle(request) for request in requests]
     labels = [dict(request.labels) for request in requests]
     selectors: dict[str, Any] = {"bundle_label_selector": labels} if any(labels) else {}
@@ -85,8 +90,13 @@ def is_placed(group: PlacementGroup) -> bool:
     return True
 
 
-def _lacking(requests: Sequence[Request]) -> str | None:
-    """Say what the whole cluster has too little of, if all actors were placed at the same time."""
+def _lacking(requests: Sequence[Request], strategy: str) -> str | None:
+    """Say what the whole cluster has too little of, if all actors were placed at the same time, and what to do."""
+    if strategy == "STRICT_SPREAD" and len(_nodes()) < len(requests):
+        return (
+            f"placement.strategy: got STRICT_SPREAD, a node for each of {len(requests)} actors, and the cluster has "
+            f"{len(_nodes())}; choose PACK or add nodes"
+        )
     asked, has = _total(requests), ray.cluster_resources()
     keys = {"GPU": "placement.gpus_per_block", "CPU": "placement.cpus_per_block"}
     for resource in sorted(asked, key=lambda name: name != "GPU"):
@@ -94,11 +104,13 @@ def _lacking(requests: Sequence[Request]) -> str | None:
             key = keys.get(resource, "placement.resources")
             return (
                 f"{key}: {len(requests)} actors ask for {asked[resource]:g} {resource}, the cluster has "
-                f"{has.get(resource, 0.0):g}"
+                f"{has.get(resource, 0.0):g}; lower it or add nodes"
             )
     labels = [request.labels for request in requests if request.labels]
     unmatched = next((wanted for wanted in labels if not any(_fits(node, wanted) for node in _nodes())), None)
-    return None if unmatched is None else f"placement.labels: no node of the cluster has {dict(unmatched)}"
+    if unmatched is None:
+        return None
+    return f"placement.labels: no node of the cluster has {dict(unmatched)}; change it or add nodes"
 
 
 def _total(requests: Sequence[Request]) -> Counter[str]:

@@ -36,7 +36,7 @@ from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_joining import Joining
 from orchestrator.cluster.ray_seat import Line, Seat
-from orchestrator.cluster.ray_session import init_ray
+from orchestrator.cluster.ray_session import init_ray, is_own_ray
 from orchestrator.measures import Measure
 from orchestrator.wiring import Edge
 
@@ -65,9 +65,9 @@ class RayCluster:
         self._strategy, self._wait_s, self._keep = strategy, wait_s, keep
         self._gauges = RayGauges()
         self._started_ray = not ray.is_initialized()
-        self._is_own = self._started_ray and os.environ.get("RAY_ADDRESS", "local") == "local"
         if self._started_ray:
             init_ray(object_store_bytes)
+        self._is_own = is_own_ray()
         self._group: PlacementGroup | None = None
         self._seats: dict[str, Seat] = {}
         self._lives: dict[str, int] = {}
@@ -90,8 +90,8 @@ class RayCluster:
         return {name: seat.process for name, seat in self._seats.items()}
 
     def cpus_for(self, num_blocks: int, reserved: float) -> float:
-        """Return one CPU per block, or an equal share of what the cluster has."""
-        has = ray.cluster_resources().get("CPU", 1.0)
+        """Return one CPU per block, or an equal share of what the cluster has, if any node with CPUs has come yet."""
+        has = ray.cluster_resources().get("CPU", num_blocks + 1.0)
         return min(1.0, math.floor((has - reserved) / num_blocks * 1000) / 1000)
 
     def store_bytes(self) -> int | None:
@@ -113,7 +113,7 @@ class RayCluster:
             for process, request in zip(self._spare, requests, strict=False):
                 self._sit(request, process)
             return
-        self._group = reserve(requests, self._strategy, wait_s=self._wait_s)
+        self._group = reserve(requests, self._strategy, wait_s=self._wait_s, is_own=self._is_own)
         for index, request in enumerate(requests):
             self._sit(request, self._new_host(index, request, request.cpus))
         self._have_spares(self._num_spares)
@@ -139,7 +139,7 @@ class RayCluster:
             self._spare.append(elsewhere(remote_host(KEPT_TAKES, seats), Request((), 0)))
 
     def check(self, run_dir: Path) -> None:
-        """Ask every host what it sees.
+        """Ask every host, and every spare, what it sees.
 
         Raises:
             UserError: a host does not see the run directory, or has other versions.
@@ -147,6 +147,8 @@ class RayCluster:
         """
         with marked(run_dir) as (mark, text):
             firsts = {names[0]: self._seats[names[0]].process for names in self._processes(self._seats)}
+            waiting = [process for process in self._spare if process not in firsts.values()]
+            firsts |= {f"spare {index}": process for index, process in enumerate(waiting[: self._num_spares])}
             calls = {name: lambda process=process: process.probe.remote(mark, text) for name, process in firsts.items()}
             refs = {name: call() for name, call in calls.items()}
             for name, ref in refs.items():

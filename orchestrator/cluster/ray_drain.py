@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from orchestrator.cluster.contract import Request
 
 ANSWER_S = 1.0
+MOST_AT_ONCE = 32
 NO_DEADLINE_S = 60.0
 """What a node is taken to have left that will end, and does not say when; `ray drain-node` says so only if asked to."""
 SOME_BYTES = 1024**2
@@ -22,7 +23,14 @@ driver's own."""
 
 
 def draining() -> dict[str, float]:
-    """Return the nodes that will end, and the seconds that each has left; as Ray Train looks for them."""
+    """Return the nodes that will end, and the seconds that each has left; as Ray Train looks for them.
+
+    A Ray that does not tell of them drains none.
+    """
+    try:
+        from ray._private.state import state
+    except ImportError:
+        return {}
     now = time.time()
     left_s = {
         node: at_ms / 1000 - now if at_ms else NO_DEADLINE_S for node, at_ms in state.get_draining_nodes().items()
@@ -38,7 +46,10 @@ def avoided() -> set[str]:
     """
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     found = {node for node in draining() if node in alive}
-    found |= {name for name, node in alive.items() if name not in found and not _answers(node)}
+    asked = [name for name in alive if name not in found]
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        answers = list(pool.map(_answers, [alive[name] for name in asked]))
+    found |= {name for name, answered in zip(asked, answers, strict=True) if not answered}
     return found if found < alive.keys() else set()
 
 

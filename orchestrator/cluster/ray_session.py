@@ -13,11 +13,13 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray._private import worker
 
 from actors.errors import UserError
 from orchestrator.job_directory import JOB
 
 CONNECT_DEADLINE_S = 10.0
+LAST_PORT = 65535
 FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 """Asks for nothing that a client with the token may not know."""
 
@@ -29,7 +31,8 @@ def init_ray(object_store_bytes: int | None) -> None:
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
 
     Raises:
-        UserError: no cluster answers at RAY_ADDRESS, it wants another token, or it runs other versions.
+        UserError: RAY_ADDRESS is no address of a head, no cluster answers there, or it wants another token or runs
+            other versions.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
@@ -66,11 +69,24 @@ def init_ray(object_store_bytes: int | None) -> None:
         ) from None
 
 
+def is_own_ray() -> bool:
+    """Return whether this process has started the Ray that it is connected to: no node will ever be added to it."""
+    return bool(getattr(getattr(worker, "_global_node", None), "head", False))
+
+
 def _check_answers(address: str) -> None:
-    """Ray asks for half a minute, and tells of it in many lines; a port that refuses is known at once."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
+    """Ray asks for half a minute, and tells of it in many lines; a port that refuses is known at once.
+
+    What Ray takes for an address of another kind would end in its own error, or in a client that does not train.
+    """
+    if address in ("local", "auto"):
         return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > LAST_PORT or "/" in host:
+        raise UserError(
+            f"RAY_ADDRESS: got {address!r}, expected HOST:PORT of a cluster's head, such as 10.0.0.1:6379, or auto; "
+            f"unset it to run on this machine, or give a job server's address to unlocked submit --address"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
     except OSError as error:

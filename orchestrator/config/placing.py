@@ -21,7 +21,7 @@ class Place:
 
 
 def place_of(placement: PlacementSection, index: int) -> Place:
-    """Return what a block asks for."""
+    """Return what a block asks for; one whose own `gpus` is 0 is not tied to the kind of GPU that all ask for."""
     own = placement.blocks.get(index)
     place = Place(
         placement.cpus_per_block, placement.gpus_per_block, placement.accelerator_type, placement.labels,
@@ -32,7 +32,7 @@ def place_of(placement: PlacementSection, index: int) -> Place:
     return Place(
         place.cpus if own.cpus is None else own.cpus,
         place.gpus if own.gpus is None else own.gpus,
-        place.accelerator_type if own.accelerator_type is None else own.accelerator_type,
+        None if own.gpus == 0 and own.accelerator_type is None else own.accelerator_type or place.accelerator_type,
         place.labels if own.labels is None else own.labels,
         place.resources if own.resources is None else own.resources,
     )

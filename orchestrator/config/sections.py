@@ -265,7 +265,10 @@ class EvaluationSection(Section):
 
 
 class BlockPlacementSection(Section):
-    """What one block asks for instead of what all do; a key that is left out stays as it is for all."""
+    """What one block asks for instead of what all do; a key that is left out stays as it is for all.
+
+    `gpus: 0` leaves their `accelerator_type` out, too.
+    """
 
     cpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -291,7 +294,7 @@ class PlacementSection(Section):
     gpus_per_block: float = Field(default=0.0, ge=0)
     """A fraction lets several blocks share one."""
     cpus_per_block: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """auto: one, or an equal share where blocks outnumber the cores."""
+    """auto: one, or an equal share of the CPUs that are there when the run starts."""
     threads: int = Field(default=1, ge=1)
     """Threads of a block's arithmetic."""
     pin_cpus: bool = False

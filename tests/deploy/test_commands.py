@@ -9,6 +9,7 @@ import subprocess
 import click
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from ray.scripts.scripts import cli
 
 from deploy.dependencies import dependencies
@@ -138,7 +139,7 @@ def test_the_image_holds_the_dependencies_of_the_package_and_no_second_list(tmp_
     text = lines_of(DEPLOY / "Dockerfile")
     instructions = [line for line in text.splitlines() if line and not line.startswith("#")]
     ours = [line for line in instructions if line.startswith("COPY")]
-    assert ours == ["COPY pyproject.toml deploy/dependencies.py /tmp/build/"]
+    assert ours == ["COPY pyproject.toml deploy/dependencies.py deploy/constraints.txt /tmp/build/"]
     sent = [line.removeprefix("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")[1:] if line]
     assert sent == ours[0].split()[1:-1]
     for source in sent:
@@ -161,12 +162,23 @@ def test_the_image_is_slim_and_takes_the_arguments_that_are_given_to_it():
     assert declared["DEVICE"] == "cpu" and '--index-url "https://download.pytorch.org/whl/${DEVICE}"' in text
     assert re.search(r"^FROM python:\$\{PYTHON\}-slim$", text, re.M) and "PYTHON" in declared
     assert set(re.findall(r"\$\{(\w+)\}", text)) == declared.keys(), "each argument is used, and none is not declared"
-    for name in ("DEVICE", "RAY_VERSION"):
-        assert text.index("FROM ") < text.index(f"ARG {name}="), "one that stands before FROM is empty after it"
+    assert text.index("FROM ") < text.index("ARG DEVICE="), "one that stands before FROM is empty after it"
     given = {
         name for path in [ROOT / "README.md", *TEXTS] for name in re.findall(r"--build-arg (\w+)=", lines_of(path))
     }
     assert given and given <= declared.keys()
+
+
+def test_every_host_has_the_versions_that_must_agree():
+    """Those that the probe of `orchestrator/cluster/probe.py` compares, and what weights depend on."""
+    pinned = {each.name: each for each in map(Requirement, lines_of(DEPLOY / "constraints.txt").splitlines())}
+    assert pinned.keys() == {"ray", "torch", "torchvision"}
+    for declared in map(Requirement, dependencies(ROOT / "pyproject.toml", only=pinned)):
+        [version] = pinned[declared.name].specifier
+        assert version.operator == "==" and declared.specifier.contains(version.version)
+    for name in ("Dockerfile", "cluster.yaml"):
+        installed = re.findall(r"pip install ([^&\n]*)", lines_of(DEPLOY / name))
+        assert installed and all("-c constraints.txt" in words for words in installed), name
 
 
 def test_the_image_runs_as_a_user():

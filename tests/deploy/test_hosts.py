@@ -21,8 +21,17 @@ record() { printf '%s %s token=%s address=%s\\n' "$1" "${*:2}" "${RAY_AUTH_TOKEN
 STAND_INS = {
     "bin/scontrol": "printf 'node-a\\nnode-b\\n'",
     "bin/srun": """
-for argument in "$@"; do case $argument in --nodelist=*) node=${argument#*=};; --*) ;; *) break;; esac; shift; done
-exec env NODE=$node "$@" """,
+cpus=1
+for argument in "$@"; do
+    case $argument in
+        --nodelist=*) node=${argument#*=};;
+        --cpus-per-task=*) cpus=${argument#*=};;
+        --*) ;;
+        *) break;;
+    esac
+    shift
+done
+exec env NODE="$node ($cpus CPUs)" "$@" """,
     "submit/.venv/bin/ray": """
 trap 'record "$NODE" ray-ended; exit 1' TERM
 record "$NODE" ray "$@"
@@ -115,9 +124,9 @@ def test_slurm_starts_a_head_then_workers_then_the_training_with_one_token_that_
     assert job.process.wait(DEADLINE_S) == 0
     told = [line.split(" token=")[0] for line in job.lines()]
     assert told[:5] == [
-        "node-a ray start --head --block --port=23456 --include-dashboard=false --num-cpus=8",
+        "node-a (8 CPUs) ray start --head --block --port=23456 --include-dashboard=false --num-cpus=8",
         "here wait deploy/slurm/wait_for_nodes.py 1",
-        "node-b ray start --block --address=node-a:23456 --num-cpus=8",
+        "node-b (8 CPUs) ray start --block --address=node-a:23456 --num-cpus=8",
         "here wait deploy/slurm/wait_for_nodes.py 2",
         "here train -m orchestrator train configs/quickstart.yaml run_dir=/shared/runs/q",
     ]
@@ -131,7 +140,7 @@ def test_at_the_time_limit_the_training_writes_its_snapshot_before_the_nodes_end
     job.process.send_signal(signal.SIGTERM)
     assert job.process.wait(DEADLINE_S) == 3
     ends = [line.split(" token=")[0] for line in job.lines()[5:]]
-    assert ends[0] == "here snapshot" and sorted(ends[1:]) == ["node-a ray-ended", "node-b ray-ended"]
+    assert ends[0] == "here snapshot" and sorted(ends[1:]) == [f"node-{name} (8 CPUs) ray-ended" for name in "ab"]
 
 
 def test_a_training_that_fails_ends_the_slurm_job_with_its_exit_code_and_leaves_no_node(slurm_job):

@@ -135,6 +135,7 @@ def test_a_gpu_where_there_is_none_is_refused(small, capsys, monkeypatch, backen
     if backend == "ray":
         ray_cluster = pytest.importorskip("orchestrator.cluster.ray_cluster")
         monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray_cluster, "is_own_ray", lambda: True)
         monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
     message = refused(capsys, "train", small, "placement.gpus_per_block=1", f"placement.backend={backend}")
     assert "placement.gpus_per_block" in message

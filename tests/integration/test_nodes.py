@@ -110,8 +110,8 @@ ray.init(address="auto", namespace="unlocked", log_to_driver=False, logging_leve
 def place(_):
     return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
-for asked in json.loads(sys.argv[1]):
-    cluster = RayCluster(wait_s=60)
+for strategy, asked in json.loads(sys.argv[1]):
+    cluster = RayCluster(strategy=strategy, wait_s=60)
     cluster.start([Request((f"block{index}",), **one) for index, one in enumerate(asked)])
     hosts = cluster._hosts.values()
     print(json.dumps(ray.get([host.__ray_call__.remote(place) for host in hosts], timeout=100)), flush=True)
@@ -120,9 +120,9 @@ for asked in json.loads(sys.argv[1]):
 """Reserves for several runs, one after another; says the node and the GPUs of every process."""
 
 
-def places_of(cluster, *runs):
+def places_of(cluster, *runs, strategies=()):
     """For each run, the node and the GPUs of every process, given what each asks for."""
-    done = run_python(cluster, PLACES, json.dumps(runs))
+    done = run_python(cluster, PLACES, json.dumps(list(zip(strategies or ["PACK"] * len(runs), runs, strict=True))))
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(runs)
@@ -166,6 +166,30 @@ def test_neighbours_are_packed_in_chain_order(nodes):
     for places in places_of(nodes, *runs):
         of_source, a, *others = [node for node, _ in places]
         assert of_source == a and others[0] == a and others[1] == others[2] != a
+
+
+def test_a_strict_strategy_is_kept_to(nodes):
+    two = [{"cpus": 1}] * 2
+    packed, spread = places_of(nodes, two, two, strategies=("STRICT_PACK", "STRICT_SPREAD"))
+    assert len({node for node, _ in packed}) == 1 and len({node for node, _ in spread}) == 2
+
+
+CPUS = """
+import json
+import ray
+from orchestrator.cluster.ray_cluster import RayCluster
+
+cluster = RayCluster()
+shares = [cluster.cpus_for(num_blocks, 0.01) for num_blocks in (4, 16)]
+ray.cluster_resources = lambda: {"memory": 1.0}  # a head without CPUs, whose workers have not come
+print(json.dumps([*shares, cluster.cpus_for(4, 0.01)]))
+"""
+
+
+def test_blocks_share_out_the_cpus_that_are_there_and_ask_for_one_each_where_there_are_none_yet(nodes):
+    done = run_python(nodes, CPUS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1.0, 0.499, 1.0]
 
 
 def test_each_block_goes_where_it_asks_to_and_a_node_that_is_missing_is_waited_for_aloud(nodes, tmp_path):
@@ -282,20 +306,6 @@ def test_a_bundle_says_what_its_actor_takes():
     assert not request.is_anywhere and Request(("block0",), 2).is_anywhere
 
 
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"resources": {"microscope": 2}}, "placement.resources: 2 actors ask for 4 microscope, the cluster has 0"),
-        ({"labels": {"rack": "z"}}, "placement.labels: no node of the cluster has {'rack': 'z'}"),
-        ({"gpus": 1.0}, "placement.gpus_per_block: 2 actors ask for 2 GPU, the cluster has 0"),
-    ],
-)
-def test_what_this_machine_s_own_ray_lacks_is_refused_at_once(ray_session, asked, words):
-    with pytest.raises(UserError, match="lower it or add nodes") as refused:
-        ray_bundles.reserve([Request((name,), 0.1, **asked) for name in ("block0", "block1")], "PACK", wait_s=60)
-    assert words in str(refused.value)
-
-
 @pytest.fixture
 def closed_port():
     """A port of loopback where nothing listens, and nobody can start to."""
@@ -313,6 +323,18 @@ def test_an_address_where_no_cluster_answers_is_refused(monkeypatch, capsys, tmp
     written = capsys.readouterr().err
     assert ended.value.code == 2 and written.count("\n") == 1
     assert f"RAY_ADDRESS: nothing answers at 127.0.0.1:{closed_port}" in written and "check the address" in written
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "headnode", "127.0.0.1", "127.0.0.1:637900", ""]
+)
+def test_an_address_of_another_kind_is_refused_in_one_sentence(monkeypatch, address):
+    ray_session = pytest.importorskip("orchestrator.cluster.ray_session")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match="expected HOST:PORT of a cluster's head") as refused:
+        ray_session.init_ray(None)
+    message = str(refused.value)
+    assert f"RAY_ADDRESS: got {address!r}" in message and "\n" not in message and "unlocked submit" in message
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,13 @@ MINE = ["rule.name=null", "rule.factory=my_rule:Mine"]
 RULE = """
 import os
 import time
+import orchestrator
 from actors import learning_rule
 from actors.rules.local import Local
 
 with open({log!r}, "a") as log:
-    log.write(f"{{os.getpid()}} {{learning_rule.__file__}}\\n")
+    for module in (learning_rule, orchestrator):
+        log.write(f"{{os.getpid()}} {{module.__file__}}\\n")
 
 class Mine(Local):
     \"\"\"The local rule, in a module of the user's that tells where the packages come from, and can dawdle.\"\"\"
@@ -100,10 +102,16 @@ class Jobs:
         found = [job for job in self.head.get("/api/jobs/") if f"run_dir={self.run}" in job["entrypoint"].split()]
         return sorted(found, key=lambda job: job["start_time"])
 
-    def origins(self):
-        """Where the processes of blocks that are there now have our packages from."""
-        lines = dict(line.split(" ", 1) for line in self.imports.read_text().splitlines())
-        return [lines[str(block["pid"])] for block in read_status(self.run)["blocks"]]
+    def check_origins(self, beside=None):
+        """The blocks of the job that has ended, and its driver, have our packages from what was sent, all others too.
+
+        `beside`: the process that sends it.
+        """
+        found = [line.split(" ", 1) for line in self.imports.read_text().splitlines()]
+        own = [(int(pid), origin) for pid, origin in found if int(pid) != beside]
+        blocks = {block["pid"] for block in read_status(self.run)["blocks"]}
+        assert len(blocks) == 2 and blocks < {pid for pid, _ in own}, "the driver has them, too"
+        assert all(origin.startswith(str(self.head.folder)) for _, origin in own), own
 
 
 def following(command, folder, environment):
@@ -163,7 +171,8 @@ def test_a_job_that_is_stopped_midway_and_submitted_again_has_the_weights_of_an_
     summary = read_summary(jobs.run)
     assert summary["status"] == "stopped"
     [stopped_at] = {block["version"] for block in summary["blocks"]}
-    assert stopped_at >= 5 and len(jobs.origins()) == 2
+    assert stopped_at >= 5
+    jobs.check_origins()
 
     with jobs.submit_from_clean_folder() as command:
         output, _ = command.communicate(timeout=JOB_DEADLINE_S)
@@ -171,7 +180,7 @@ def test_a_job_that_is_stopped_midway_and_submitted_again_has_the_weights_of_an_
     told = jobs.told()[1]
     assert told["status"] == "SUCCEEDED"
     assert told["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
-    assert len(jobs.origins()) == 2 and all(str(head.folder) in origin for origin in jobs.origins())
+    jobs.check_origins(beside=command.pid)
     summary = read_summary(jobs.run)
     resumed = next(event for event in summary["events"] if event["event"] == "resumed")
     assert resumed["position"] == stopped_at - 2, "a stopped run goes on from the batch before its last one"
@@ -185,6 +194,13 @@ def test_without_the_token_nothing_is_accepted(head, tmp_path, capsys, monkeypat
     assert head.status_code("/api/jobs/", token=None) == 401
     assert head.status_code("/api/jobs/", token="0" * 32) == 403
     assert head.status_code("/api/jobs/", token="own") == 200
+    before = {job["submission_id"] for job in head.get("/api/jobs/")}
+    assert head.status_code("/api/jobs/", token=None, body={"entrypoint": "true"}) == 401
+    where = {"RAY_API_SERVER_ADDRESS": head.address, "WORKING_DIR": str(tmp_path)}
+    with following([str(ROOT / "deploy" / "submit.sh")], "/", head.environment(token=False) | where) as script:
+        output, _ = script.communicate(timeout=JOB_DEADLINE_S)
+    assert script.returncode != 0 and "token" in output.lower(), output
+    assert {job["submission_id"] for job in head.get("/api/jobs/")} == before, "one was accepted"
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "configs" / "quickstart.yaml", tmp_path)
     with pytest.raises(SystemExit) as ended:

@@ -14,11 +14,10 @@ SOON_S = 0.05
 
 @pytest.fixture
 def bundles(ray_session, monkeypatch):
-    """The module that reserves, on a Ray that nodes may join, and impatient."""
+    """The module that reserves, impatient."""
     from orchestrator.cluster import ray_bundles, ray_joining
 
     assert ray_bundles.SAY_EVERY_S == 30, "as the README says"
-    monkeypatch.setenv("RAY_ADDRESS", "a cluster that others start")
     for module in (ray_bundles, ray_joining):
         monkeypatch.setattr(module, "SAY_FIRST_S", SOON_S)
         monkeypatch.setattr(module, "SAY_EVERY_S", SOON_S)

@@ -75,12 +75,17 @@ def test_threads_that_run_already_are_bound_too_and_freed_again(tmp_path, free):
 def test_a_block_s_own_placement_lies_over_that_of_all(catalog):
     placement = {
         "gpus_per_block": 0.5, "labels": {"rack": "a"}, "accelerator_type": "L4",
-        "blocks": {1: {"gpus": 0, "labels": {}}, 2: {"cpus": 3, "resources": {"x": 1}}},
+        "blocks": {
+            1: {"gpus": 0, "labels": {}}, 2: {"cpus": 3, "resources": {"x": 1}},
+            3: {"gpus": 0, "accelerator_type": "T4"},
+        },
     }  # fmt: skip
-    config = config_from_mapping({**SMALL, "placement": placement}, catalog)
+    network = {**SMALL["network"], "channels": [6, 8, 8, 8], "blocks": 4}
+    config = config_from_mapping({**SMALL, "network": network, "placement": placement}, catalog)
     assert place_of(config.placement, 0) == Place("auto", 0.5, "L4", {"rack": "a"}, {})
-    assert place_of(config.placement, 1) == Place("auto", 0, "L4", {}, {})
+    assert place_of(config.placement, 1) == Place("auto", 0, None, {}, {}), "a kind of GPU is for blocks that have one"
     assert place_of(config.placement, 2) == Place(3, 0.5, "L4", {"rack": "a"}, {"x": 1})
+    assert place_of(config.placement, 3) == Place("auto", 0, "T4", {"rack": "a"}, {}), "unless it is its own"
 
 
 def test_a_block_without_a_gpu_computes_on_the_processor(catalog):

@@ -1,5 +1,6 @@
 """Where a process goes that has no bundle, and how long a node is taken to have that will end."""
 
+import threading
 import time
 
 import pytest
@@ -46,6 +47,27 @@ def test_where_every_node_has_cpus_none_is_avoided(drain, monkeypatch):
 
 def test_a_node_that_will_end_and_does_not_say_when_has_time_for_a_snapshot(drain, monkeypatch):
     soon, past = (time.time() + 30) * 1000, (time.time() - 5) * 1000
-    monkeypatch.setattr(drain.state, "get_draining_nodes", lambda: {HEAD: 0, ONE: soon, TWO: past})
+    monkeypatch.setattr(ray_state().state, "get_draining_nodes", lambda: {HEAD: 0, ONE: soon, TWO: past})
     left = drain.draining()
     assert left[HEAD] == 60.0 and 25 < left[ONE] <= 30 and left[TWO] == 0.0
+
+
+def ray_state():
+    return pytest.importorskip("ray._private.state")
+
+
+def test_a_ray_that_does_not_tell_which_nodes_will_end_drains_none(drain, monkeypatch):
+    monkeypatch.delattr(ray_state(), "state")
+    assert drain.draining() == {}
+
+
+def test_nodes_that_may_be_switched_off_are_asked_at_the_same_time(drain, monkeypatch):
+    together = threading.Barrier(3, timeout=30)
+
+    def answers(node):
+        together.wait()
+        return node["NodeID"] != TWO
+
+    monkeypatch.setattr(drain, "draining", dict)
+    monkeypatch.setattr(drain, "_answers", answers)
+    assert drain.avoided() == {TWO}

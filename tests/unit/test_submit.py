@@ -178,6 +178,21 @@ def test_results_data_and_environments_are_not_sent_and_packages_of_those_names_
     assert set(kept) <= names and not names & set(left)
 
 
+def test_the_script_sends_the_packages_and_configs_of_this_checkout_and_no_results_and_environments(tmp_path):
+    """`ray job submit --working-dir .`: what .gitignore, .rayignore and Ray itself name stays."""
+    packaging = pytest.importorskip("ray._private.runtime_env.packaging")
+    own = pytest.importorskip("ray._private.ray_constants").get_runtime_env_default_excludes()
+    packed = tmp_path / "packed.zip"
+    packaging.create_package(str(ROOT), packed, include_gitignore=True, excludes=own)
+    with zipfile.ZipFile(packed) as archive:
+        names = set(archive.namelist())
+    sent = {path for folder in ("actors", "orchestrator", "configs") for path in (ROOT / folder).rglob("*.*")}
+    sent = {path.relative_to(ROOT).as_posix() for path in sent if "__pycache__" not in path.parts}
+    assert "orchestrator/__main__.py" in sent and sent <= names
+    assert not {Path(name).parts[0] for name in names} & {".venv", "venv", ".git", "runs", "data", "tests"}
+    assert packed.stat().st_size < 10 * 1024**2
+
+
 def test_ray_s_name_for_the_environment_of_a_job_is_ours():
     constants = pytest.importorskip("ray._private.runtime_env.constants")
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == JOB
