@@ -33,7 +33,7 @@ class Departure:
 
 
 class Departures:
-    """Moves actors off nodes that will end, and back to their places.
+    """Moves actors off nodes that will end, and to the places that they have again.
 
     Args:
         recovery: replaces them.
@@ -90,8 +90,7 @@ class Departures:
 
         Args:
             actors: the newest reports of those that run.
-            astray: tells which of some actors, given their nodes, had to go elsewhere when nodes were lost, and have a
-                place again.
+            astray: tells which of some actors, given their nodes, have a place to go to, as `Cluster.astray`.
         """
         away = astray({name: facts["node"] for name, facts in actors.items() if not facts["done"]})
         if not away or self.recovery.losses:
