@@ -33,7 +33,7 @@ class Departure:
 
 
 class Departures:
-    """Moves actors off nodes that will end, and back to their places.
+    """Moves actors off nodes that will end, and to the places that they have again.
 
     Args:
         recovery: replaces them.
@@ -83,23 +83,27 @@ class Departures:
                 if name not in self.recovery.losses:
                     self.recovery.move(name, f"its node {node[:12]} ends in {departure.at_s - self._clock():.0f} s")
 
-    def settle(self, astray: Sequence[str]) -> None:
-        """Move actors to where their resources are reserved, once a snapshot covers what they have done.
+    def settle(
+        self, actors: Mapping[str, Mapping[str, Any]], astray: Callable[[Mapping[str, str]], Sequence[str]]
+    ) -> None:
+        """Move actors to where they belong, once a snapshot covers what they have done; those that have ended stay.
 
         Args:
-            astray: those that had to go elsewhere when nodes were lost, and whose places are there again.
+            actors: the newest reports of those that run.
+            astray: tells which of some actors, given their nodes, have a place to go to, as `Cluster.astray`.
         """
-        if not astray or self.recovery.losses:
+        away = astray({name: facts["node"] for name, facts in actors.items() if not facts["done"]})
+        if not away or self.recovery.losses:
             self._astray_since = None
         elif self._astray_since is None:
             self._astray_since = self.commits.position
-            self.event(event="astray", actors=list(astray))
+            self.event(event="astray", actors=list(away))
             self._snapshot()
         elif self.commits.position > self._astray_since:
             self._astray_since = None
-            for name in astray:
+            for name in away:
                 if name not in self.recovery.losses:
-                    self.recovery.move(name, "its place is there again", is_announced=False)
+                    self.recovery.move(name, "there is a place for it again", is_announced=False)
 
     def _announce(self, node: str, left_s: float, there: list[str]) -> None:
         now = self._clock()

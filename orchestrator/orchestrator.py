@@ -222,8 +222,8 @@ class Orchestrator:
                 self._accept(ended)
         well = {name: facts for name, facts in reports.items() if name not in self.recovery.losses}
         self.departures.look(self.cluster.leaving(), well)
-        if self.config.placement.rebalance and self.recovery.mode != "none":
-            self.departures.settle(self.cluster.astray({name: facts["node"] for name, facts in well.items()}))
+        if self.config.placement.rebalance and self.recovery.mode != "none" and not self.stop_asked:
+            self.departures.settle(well, self.cluster.astray)
         return reports
 
     def _accept(self, event: Ended | Joined) -> None:

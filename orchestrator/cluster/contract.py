@@ -128,7 +128,11 @@ class Cluster(Protocol):
         ...
 
     def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
-        """Return the actors that are not where their resources are reserved, given the nodes where they are."""
+        """Return the actors that should move, given the nodes where they are.
+
+        These are not where their resources are reserved, or they lost their node, share another's since, and could
+        have one that came.
+        """
         ...
 
     def publish(self, measures: Sequence[Measure]) -> None:

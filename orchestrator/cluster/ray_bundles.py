@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from actors.errors import UserError
 from orchestrator.cluster.contract import Request
+from orchestrator.spreading import matches
 
 SAY_FIRST_S, SAY_EVERY_S = 3.0, 30.0
 A_LITTLE = 0.001
@@ -107,7 +108,9 @@ def _lacking(requests: Sequence[Request], strategy: str) -> str | None:
                 f"{has.get(resource, 0.0):g}; lower it or add nodes"
             )
     labels = [request.labels for request in requests if request.labels]
-    unmatched = next((wanted for wanted in labels if not any(_fits(node, wanted) for node in _nodes())), None)
+    unmatched = next(
+        (wanted for wanted in labels if not any(matches(_labels(node), wanted) for node in _nodes())), None
+    )
     if unmatched is None:
         return None
     return f"placement.labels: no node of the cluster has {dict(unmatched)}; change it or add nodes"
@@ -142,12 +145,6 @@ def _nodes() -> list[Any]:
 def _labels(node: Any) -> dict[str, str]:
     """A node's labels, without the one that is its own."""
     return {key: value for key, value in node.get("Labels", {}).items() if key != "ray.io/node-id"}
-
-
-def _fits(node: Any, wanted: Mapping[str, str]) -> bool:
-    """Whether a node has the labels; what is said with an operator is left to Ray."""
-    has = _labels(node)
-    return all(value.startswith(("!", "in(")) or has.get(key) == value for key, value in wanted.items())
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -23,18 +23,16 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray import exceptions
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import UserError
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
-from orchestrator.cluster.ray_bundles import is_placed, reserve
 from orchestrator.cluster.ray_calls import Told, error_of, failed, result_of
-from orchestrator.cluster.ray_drain import avoided, bundle_nodes, draining, elsewhere, has_place
+from orchestrator.cluster.ray_drain import avoided, draining, elsewhere
 from orchestrator.cluster.ray_gauges import RayGauges
 from orchestrator.cluster.ray_host import remote_host
 from orchestrator.cluster.ray_joining import Joining
+from orchestrator.cluster.ray_places import RayPlaces
 from orchestrator.cluster.ray_seat import Line, Seat
 from orchestrator.cluster.ray_session import init_ray, is_own_ray
 from orchestrator.measures import Measure
@@ -68,7 +66,7 @@ class RayCluster:
         if self._started_ray:
             init_ray(object_store_bytes)
         self._is_own = is_own_ray()
-        self._group: PlacementGroup | None = None
+        self._places = RayPlaces()
         self._seats: dict[str, Seat] = {}
         self._lives: dict[str, int] = {}
         self._spare: list[Any] = []
@@ -77,8 +75,6 @@ class RayCluster:
         self._num_spares = 0
         self._joining = Joining(wait_s)
         """The actors of a process are built by one call."""
-        self._outside: list[Any] = []
-        """Processes that were asked for outside of their bundles."""
         self._asked: dict[str, Any] = {}
         self._told = Told()
         self._requests: dict[str, tuple[int, Request]] = {}
@@ -113,21 +109,13 @@ class RayCluster:
             for process, request in zip(self._spare, requests, strict=False):
                 self._sit(request, process)
             return
-        self._group = reserve(requests, self._strategy, wait_s=self._wait_s, is_own=self._is_own)
+        self._places.reserve(requests, self._strategy, self._wait_s, is_own=self._is_own)
         for index, request in enumerate(requests):
-            self._sit(request, self._new_host(index, request, request.cpus))
+            self._sit(request, self._places.start(self._process_for(request), index, request, request.cpus))
         self._have_spares(self._num_spares)
 
     def _sit(self, request: Request, process: Any) -> None:
         self._seats |= {name: Seat(process, index) for index, name in enumerate(request.names)}
-
-    def _new_host(self, index: int, request: Request, cpus: float) -> Any:
-        """Start a process in its bundle; anywhere, if the bundle was on a lost node and has no other place."""
-        host = self._process_for(request)
-        if self._group is None or (request.is_anywhere and not is_placed(self._group)):
-            return elsewhere(host, request)
-        placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-        return host.options(num_cpus=cpus, num_gpus=request.gpus, scheduling_strategy=placed).remote()
 
     def _process_for(self, request: Request) -> Any:
         seats = KEPT_SEATS if self._keep else len(request.names)  # one that is kept may hold more another time
@@ -227,10 +215,9 @@ class RayCluster:
         return found
 
     def _return_to_bundles(self) -> None:
-        """Ask again for the processes that find no place outside of their bundles, if these have one by now."""
+        """Ask again for the processes that find no place outside of their bundles, if there is another one by now."""
         for build in self._joining.stranded():
-            first = build.request.names[0]
-            if self._group is not None and bundle_nodes(self._group, {first: self._requests[first][0]}):
+            if self._places.gives_way(self._requests[build.request.names[0]][0]):
                 self.replace(build.assignments)
 
     def _watch(self, name: str) -> None:
@@ -252,27 +239,26 @@ class RayCluster:
                 ray.kill(before)
                 self._sit(request, self._fresh_host(index, request, before))
             process, built = self._seats[names[0]].process, {name: assignments[name] for name in names}
-            self._joining.add(self._build(names, built), process, request, built, is_outside=process in self._outside)
+            is_outside = self._places.is_outside(process)
+            self._joining.add(self._build(names, built), process, request, built, is_outside=is_outside)
             for name in names:
                 self._asked.pop(name, None)
 
     def _fresh_host(self, index: int, request: Request, before: Any) -> Any:
-        """Return a spare process if there is one, else a new one; its bundle may still count the old one's CPUs."""
-        if before in self._spare:
-            self._spare.remove(before)
-        for known in (self._dead, self._outside):
+        """Return a spare process if there is one, else a new one.
+
+        Where spares are is not known, so none serves while nodes end, or where the process has a place to go to.
+        """
+        for known in (self._spare, self._dead):
             if before in known:
                 known.remove(before)
+        self._places.forget(before)
         used = list(self._hosts.values())
         away = set() if self._is_own else avoided()
-        spares = [] if away else list(self._spare)  # where they are is not known
+        spares = [] if away or self._places.is_planned(index) else list(self._spare)
         free = next((host for host in spares if host not in used and self._is_alive(host)), None)
         if free is None:
-            if away and not has_place(self._group, index, away):
-                free = elsewhere(self._process_for(request), request, away)
-                self._outside.append(free)
-            else:
-                free = self._new_host(index, request, 0.0)
+            free = self._places.start_again(self._process_for(request), index, request, away)
             if self._keep:
                 self._spare.append(free)
         elif not self._keep:
@@ -332,11 +318,10 @@ class RayCluster:
         return {} if self._is_own else draining()
 
     def astray(self, nodes: Mapping[str, str]) -> Sequence[str]:
-        """Return the actors outside of their bundles, once every bundle has a place again."""
-        if self._group is None:
-            return ()
-        places = bundle_nodes(self._group, {name: index for name, (index, _) in self._requests.items()})
-        return [name for name, node in nodes.items() if places.get(name, node) != node]
+        """Return the actors that have a place to go to: their own, or since that was lost, one on a node that came."""
+        now = {self._requests[name][0]: node for name, node in nodes.items()}
+        found = self._places.astray(now, {seat.node for seat in self._seats.values()})
+        return [name for name in nodes if self._requests[name][0] in found]
 
     def publish(self, measures: Sequence[Measure]) -> None:
         """Let this node's agent serve them."""
@@ -360,10 +345,9 @@ class RayCluster:
             for host in (*self._hosts.values(), *self._spare):
                 ray.kill(host)
             self._spare = []
-        if self._group is not None:
-            remove_placement_group(self._group)
-        self._seats, self._group, self._runs, self._asked, self._told = {}, None, {}, {}, Told()
-        self._joining, self._outside = Joining(self._wait_s), []
+        self._places.close()
+        self._seats, self._places, self._runs, self._asked, self._told = {}, RayPlaces(), {}, {}, Told()
+        self._joining = Joining(self._wait_s)
         if self._started_ray and not self._keep:
             ray.shutdown()
 

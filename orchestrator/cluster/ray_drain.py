@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from orchestrator.cluster.contract import Request
 
@@ -27,14 +26,9 @@ def draining() -> dict[str, float]:
 
     A Ray that does not tell of them drains none.
     """
-    try:
-        from ray._private.state import state
-    except ImportError:
-        return {}
-    now = time.time()
-    left_s = {
-        node: at_ms / 1000 - now if at_ms else NO_DEADLINE_S for node, at_ms in state.get_draining_nodes().items()
-    }
+    state, now = _state(), time.time()
+    ending = {} if state is None else state.get_draining_nodes()
+    left_s = {node: at_ms / 1000 - now if at_ms else NO_DEADLINE_S for node, at_ms in ending.items()}
     return {node: max(0.0, each) for node, each in left_s.items()}
 
 
@@ -61,31 +55,36 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def has_place(group: PlacementGroup | None, index: int, away: Collection[str]) -> bool:
-    """Return whether an actor's bundle is on a node that is not to be avoided; Ray moves it only after a node's end."""
-    return group is not None and placement_group_table(group)["bundles_to_node_id"].get(index) not in away
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what every living node has left, by resource; a Ray that does not tell of it has nothing left."""
+    state = _state()
+    return {} if state is None else state.available_resources_per_node()
 
 
-def bundle_nodes(group: PlacementGroup, bundles: Mapping[str, int]) -> dict[str, str]:
-    """Return the node of every actor's bundle, given their indices.
-
-    Nothing is returned while a bundle has no node, and none that will end, or has.
-    """
-    table = placement_group_table(group)
-    if table["state"] != "CREATED":
-        return {}
-    away = avoided()
-    found = {name: table["bundles_to_node_id"].get(index) for name, index in bundles.items()}
-    return {name: node for name, node in found.items() if node is not None and node not in away}
+def _state() -> Any:
+    """Return what Ray knows of its nodes, which has no public name; None in a Ray where it is not there."""
+    try:
+        from ray._private.state import state
+    except ImportError:
+        return None
+    return state
 
 
 def elsewhere(host: Any, request: Request, away: Collection[str] = ()) -> Any:
     """Start a host outside of its bundle, where what its actor needs is free, on none of the nodes to avoid."""
-    kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
     avoid = {*away, *_without_cpus(away)}
-    node = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"} if avoid else {}
+    return _outside(host, request, 0, {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"} if avoid else {})
+
+
+def on_node(host: Any, request: Request, node: str) -> Any:
+    """Start a host outside of its bundle, on this node, of which it takes all that its actor asks for."""
+    return _outside(host, request, request.cpus, {"ray.io/node-id": node})
+
+
+def _outside(host: Any, request: Request, cpus: float, node: Mapping[str, str]) -> Any:
+    kind = {"accelerator_type": request.accelerator_type} if request.accelerator_type else {}
     return host.options(
-        memory=SOME_BYTES, num_cpus=0, num_gpus=request.gpus, resources=dict(request.resources),
+        memory=SOME_BYTES, num_cpus=cpus, num_gpus=request.gpus, resources=dict(request.resources),
         label_selector={**request.labels, **node}, **kind,
     ).remote()  # fmt: skip
 

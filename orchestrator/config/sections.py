@@ -320,7 +320,7 @@ class PlacementSection(Section):
     same_node: Literal["object_store", "socket"] = "object_store"
     """What messages between two processes of a node travel through."""
     rebalance: bool = False
-    """Blocks that had to go elsewhere when a node was lost move back once there is a place for them again."""
+    """Blocks that had to go elsewhere when a node was lost, or share another's since, move to nodes that come."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> PlacementSection:

@@ -213,33 +213,64 @@ def test_each_block_goes_where_it_asks_to_and_a_node_that_is_missing_is_waited_f
         nodes.remove_node(late)
 
 
-@pytest.mark.hosts
-def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes_with_equal_weights(nodes, tmp_path):
-    """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third."""
-    lasting = {"training": {"epochs": 25}, "evaluation": {"every_epochs": 0}}
-    placement = {"backend": "ray", "cpus_per_block": 3, "rebalance": True}
-    third = add_node(nodes)
-    slow = {"faults": {"pad": 40}, "checkpoint": {"every_s": 600}}
-    training = Training(nodes, tmp_path, placement=placement, **lasting, **slow)
+LASTING = {"training": {"epochs": 15}, "evaluation": {"every_epochs": 0}}
+
+
+def rebalancing(nodes, folder, spares, **placement):
+    """A training that is through its twentieth batch, and the node of each block."""
+    placement = {"backend": "ray", "rebalance": True, **placement}
+    slow = {"faults": {"pad": 12}, "checkpoint": {"every_s": 600}, "recovery": {"spares": spares}}
+    training = Training(nodes, folder, placement=placement, **LASTING, **slow)
     wait_until(lambda: training.status()["batch"] > 20, "the twentieth batch")
-    [on_third] = [block["name"] for block in training.status()["blocks"] if block["node"] == third.node_id]
-    nodes.remove_node(third, allow_graceful=False)
-    training.line_with(f"{on_third} is back after")
+    return training, {block["name"]: block["node"] for block in training.status()["blocks"]}
+
+
+def check_return(nodes, training, name, lost):
+    """Lose a block's node and add another: it goes there once, and nowhere else; return where the blocks end."""
+    nodes.remove_node(lost, allow_graceful=False)
+    training.line_with(f"{name} is back after")
     control.ask(str(training.folder), ["pause"])
-    fourth = add_node(nodes)
+    late = add_node(nodes)
     try:
         wait_until(lambda: training.events("astray"), "a place on the node that came")
         control.ask(str(training.folder), ["resume"])
         where = {block["name"]: block["node"] for block in training.blocks()}
     finally:
-        nodes.remove_node(fourth)
-    assert [name for name, node in where.items() if node == fourth.node_id] == [on_third]
-    lost = [event["actor"] for event in training.events("lost")]  # Ray may have put the source there, too
-    assert on_third in lost and sorted(lost) in ([on_third], [on_third, "source"]), "not started on the lost node again"
-    moved = [event["actor"] for event in training.events("moved")]
-    assert on_third in moved and len(moved) == len(set(moved)) and {*moved} <= {on_third, "source"}
+        nodes.remove_node(late)
+    assert [each for each, node in where.items() if node == late.node_id] == [name]
+    for kind in ("lost", "moved"):
+        actors = [event["actor"] for event in training.events(kind)]
+        assert sorted(actors) in ([name], [name, "source"]), (kind, "Ray may have put the source there, too")
     summary = json.loads((training.folder / "summary.json").read_text())
-    assert summary["weights_sha256"] == run(tmp_path / "alone", **lasting).weights_sha256
+    assert summary["weights_sha256"] == run(training.folder.parent / "alone", **LASTING).weights_sha256
+    return where
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("spares", [0, 1])
+def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes(nodes, tmp_path, spares):
+    """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third."""
+    third = add_node(nodes)
+    training, on = rebalancing(nodes, tmp_path, spares, cpus_per_block=3)
+    [name] = [name for name, node in on.items() if node == third.node_id]
+    check_return(nodes, training, name, third)
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_block_that_found_room_beside_another_moves_to_the_node_that_comes(nodes, tmp_path, spares):
+    """Four nodes hold the source and three blocks, one each; every node has room for all."""
+    more = [add_node(nodes), add_node(nodes)]
+    try:
+        training, on = rebalancing(nodes, tmp_path, spares, cpus_per_block=1, strategy="SPREAD")
+        name, lost = next((name, node) for name, at in on.items() for node in more if node.node_id == at)
+        more.remove(lost)
+        where = check_return(nodes, training, name, lost)
+    finally:
+        for node in more:
+            nodes.remove_node(node)
+    assert len(set(on.values())) == len(set(where.values())) == 3
+    assert [each for each in on if on[each] != where[each]] == [name], "the others have stayed"
 
 
 @pytest.mark.hosts

@@ -12,6 +12,7 @@ from orchestrator.cluster.contract import Request
     [
         ({"resources": {"microscope": 2}}, "placement.resources: 2 actors ask for 4 microscope, the cluster has 0"),
         ({"labels": {"rack": "z"}}, "placement.labels: no node of the cluster has {'rack': 'z'}"),
+        ({"labels": {"rack": "in(y, z)"}}, "placement.labels: no node of the cluster has {'rack': 'in(y, z)'}"),
         ({"gpus": 1.0}, "placement.gpus_per_block: 2 actors ask for 2 GPU, the cluster has 0"),
     ],
 )

@@ -29,6 +29,10 @@ class Run:
         done = {"done": False}
         self.departures.look(leaving, {name: {"node": node, **done} for name, node in nodes.items()})
 
+    def settle(self, *astray, done=()):
+        reports = {name: {"node": node, "done": name in done} for name, node in HERE.items()}
+        self.departures.settle(reports, lambda nodes: [name for name in astray if name in nodes])
+
 
 HERE = {"block0": "a", "block1": "b", "block2": "b"}
 
@@ -110,18 +114,29 @@ def test_too_many_moves_end_the_run():
 
 def test_actors_move_back_after_a_snapshot_and_not_while_another_is_replaced():
     run = Run()
-    run.departures.settle(["block1"])
-    run.departures.settle(["block1"])
+    run.settle("block1")
+    run.settle("block1")
     assert run.snapshots == 1 and run.moved == []
     run.position = 50
     run.losses["block0"] = "died"
-    run.departures.settle(["block1"])
+    run.settle("block1")
     assert run.moved == []
     run.losses.clear()
-    run.departures.settle(["block1"])
+    run.settle("block1")
     run.position = 60
-    run.departures.settle(["block1"])
+    run.settle("block1")
     assert run.moved == ["block1"] and run.snapshots == 2
     run.losses.clear()
-    run.departures.settle([])
+    run.settle()
     assert run.moved == ["block1"] and run.snapshots == 2
+
+
+def test_what_has_ended_is_not_moved_back_at_the_end_of_a_run():
+    run = Run()
+    run.settle("block1", "block2")
+    run.position = 60
+    run.settle("block1", "block2", done=["block1"])
+    assert run.moved == ["block2"]
+    run = Run()
+    run.settle("block1", done=["block1"])
+    assert run.snapshots == 0
