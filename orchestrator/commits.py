@@ -36,7 +36,8 @@ class Commits:
         """Why older ones could not be deleted; None after a success."""
         self._source: dict[int, Mapping[str, Any]] = {}
         self._shards: dict[int, dict[str, ShardFile]] = {}
-        self._failed: set[int] = set()
+        self._failed: dict[int, str] = {}
+        """By position, why it is no checkpoint."""
         self._since = clock()
         self._is_asked = False
 
@@ -86,9 +87,10 @@ class Commits:
         Raises:
             RunError: what was learned since the newest one would be lost in silence.
         """
-        if self.error is not None:
+        if self.newest is None or not self.newest.is_last:
+            reason = self._failed[max(self._failed)] if self._failed else "the blocks have not written the last one"
             raise RunError(
-                f"training has ended, and what was learned after batch {self.position} is not saved: {self.error}; "
+                f"training has ended, and what was learned after batch {self.position} is not saved: {reason}; "
                 f"make room and give the same command again, which goes on from there"
             )
 
@@ -138,8 +140,7 @@ class Commits:
         """An unwritten snapshot: the checkpoint before stays, and the next interval tries again."""
         if position in self._failed or position <= self.position:
             return
-        self._failed.add(position)
-        self.error = f"checkpoint at batch {position} was not written ({reason})"
+        self.error = self._failed[position] = f"checkpoint at batch {position} was not written ({reason})"
         self._since, self._is_asked = self._clock(), False
 
 

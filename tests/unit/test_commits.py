@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from actors.errors import UserError
+from actors.errors import RunError, UserError
+from actors.messages import Flags
 from actors.shard import stage, write_shard
 from actors.storage import RemoteStorage
 from orchestrator.checkpoints import Checkpoints
@@ -37,13 +38,13 @@ class Written:
 
         return call
 
-    def snapshot(self, position):
+    def snapshot(self, position, orders=Flags.NONE, errors=None):
         """A block's snapshot has been written; return the positions that are committed now."""
         failing, self.failing = self.failing, set()
         self.shards[position] = vars(write_shard(self.storage, f"batch-{position:09d}/block0.1", stage({})))
         self.failing = failing
-        self.positions[position] = {"batch": position, "orders": 0}
-        block = {"name": "block0", "shards": self.shards, "snapshot_errors": {}}
+        self.positions[position] = {"batch": position, "orders": int(orders)}
+        block = {"name": "block0", "shards": self.shards, "snapshot_errors": errors or {}}
         return [done.position for done in self.commits.note({"positions": self.positions}, [block])]
 
     @property
@@ -89,3 +90,15 @@ def test_once_another_orchestrator_has_taken_over_nothing_is_committed_and_nothi
     with pytest.raises(UserError, match="is being trained by"):
         written.commits.checkpoints.prune(1, 3)
     lease.release()
+
+
+def test_a_run_whose_last_snapshot_is_missing_does_not_end_well_though_an_older_one_is_committed_later(
+    tmp_path, monkeypatch
+):
+    written = Written(tmp_path.name, monkeypatch)
+    assert written.snapshot(3) == [3]
+    assert written.snapshot(7, errors={9: "disk full"}) == [7]
+    with pytest.raises(RunError, match=r"what was learned after batch 7 is not saved: .*batch 9 was not written"):
+        written.commits.check_last()
+    assert written.snapshot(11, Flags.LAST) == [11]
+    written.commits.check_last()
