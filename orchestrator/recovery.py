@@ -68,6 +68,12 @@ class Recovery:
             for name, lasts_s in self.steps.hung().items()
         ]
 
+    @property
+    def who_is_lost(self) -> str | None:
+        """Who was lost and does not run again yet, and why; None: all run."""
+        lost = [f"{name} is lost ({loss.failure.reason})" for name, loss in self.losses.items() if loss.is_fault]
+        return "; ".join(lost) or None
+
     # ------------------------------------------------------------------ losing and replacing
 
     def move(self, name: str, reason: str, *, is_announced: bool = True) -> None:

@@ -1,6 +1,8 @@
 """When snapshots become a checkpoint, and what a storage that fails means for the run."""
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -12,6 +14,8 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.commits import Commits
 from orchestrator.lease import Lease
 
+DEADLINE_S = 20.0
+
 
 class StoreError(Exception):
     """What a remote file system raises: no OSError."""
@@ -20,12 +24,12 @@ class StoreError(Exception):
 class Written:
     """Commits of one block's snapshots at an fsspec address that may fail."""
 
-    def __init__(self, address, monkeypatch):
+    def __init__(self, address, monkeypatch, *, in_background=False):
         self.storage, self.failing = RemoteStorage(f"memory://{address}"), set()
         self.now = 0.0
         self.fence = lambda: None
         checkpoints = Checkpoints(self.storage, "run", fence=lambda: self.fence())
-        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now)
+        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now, in_background=in_background)
         self.shards, self.positions = {}, {}
         for name in ("read", "write", "names", "delete"):
             monkeypatch.setattr(self.storage, name, self._failing(name, getattr(self.storage, name)))
@@ -38,14 +42,14 @@ class Written:
 
         return call
 
-    def snapshot(self, position, orders=Flags.NONE, errors=None):
+    def snapshot(self, position, orders=Flags.NONE, errors=None, **how):
         """A block's snapshot has been written; return the positions that are committed now."""
         failing, self.failing = self.failing, set()
         self.shards[position] = vars(write_shard(self.storage, f"batch-{position:09d}/block0.1", stage({})))
         self.failing = failing
         self.positions[position] = {"batch": position, "orders": int(orders)}
         block = {"name": "block0", "shards": self.shards, "snapshot_errors": errors or {}}
-        return [done.position for done in self.commits.note({"positions": self.positions}, [block])]
+        return [done.position for done in self.commits.note({"positions": self.positions}, [block], **how)]
 
     @property
     def stored(self):
@@ -102,3 +106,40 @@ def test_a_run_whose_last_snapshot_is_missing_does_not_end_well_though_an_older_
         written.commits.check_last()
     assert written.snapshot(11, Flags.LAST) == [11]
     written.commits.check_last()
+
+
+def test_a_slow_storage_is_waited_for_beside_the_loop_and_at_the_end(tmp_path, monkeypatch):
+    written, opened = Written(tmp_path.name, monkeypatch, in_background=True), threading.Event()
+    read = written.storage.read
+
+    def slow_read(name):
+        assert opened.wait(DEADLINE_S)
+        return read(name)
+
+    monkeypatch.setattr(written.storage, "read", slow_read)
+    assert written.snapshot(3) == [] and written.snapshot(7) == [] and not written.commits.has_news
+    opened.set()
+    until = time.monotonic() + DEADLINE_S
+    while not written.commits.has_news:
+        assert time.monotonic() < until
+    assert written.commits.position == -1, "nothing changes before it is picked up"
+    assert written.snapshot(11, Flags.LAST, at_end=True) == [3, 7, 11]
+    assert written.commits.position == 11 and written.stored == [7, 11]
+
+
+def test_what_is_committed_beside_the_loop_is_fenced_and_its_refusal_ends_the_run(tmp_path, monkeypatch):
+    written, lease = Written(tmp_path.name, monkeypatch, in_background=True), Lease(tmp_path / "lease.json")
+    lease.acquire()
+    written.fence = lease.beat
+    lease.release()
+    with pytest.raises(UserError, match="is being trained|given back"):
+        written.snapshot(3, at_end=True)
+    assert written.stored == []
+
+
+def test_all_return_to_a_checkpoint_that_is_just_being_committed(tmp_path, monkeypatch):
+    written = Written(tmp_path.name, monkeypatch, in_background=True)
+    told = written.snapshot(3)
+    written.commits.forget_uncommitted()
+    assert written.commits.position == 3
+    assert [*told, *written.snapshot(7, at_end=True)] == [3, 7], "and it is told of"
