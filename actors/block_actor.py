@@ -46,6 +46,7 @@ class BlockActor(ChainActor):
             assert storage is not None, "a snapshot is read from where snapshots are written"
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
+        self.times.told = self._step_mark and self._step_mark.enter
         self.spec = spec
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)

@@ -1,15 +1,17 @@
 """When snapshots become a checkpoint, and what a storage that fails means for the run."""
 
 import json
+import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from actors.errors import RunError, UserError
 from actors.messages import Flags
-from actors.shard import stage, write_shard
-from actors.storage import RemoteStorage
+from actors.shard import shard_bytes, stage, write_shard
+from actors.storage import LocalStorage, RemoteStorage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.commits import Commits
 from orchestrator.lease import Lease
@@ -132,7 +134,7 @@ def test_what_is_committed_beside_the_loop_is_fenced_and_its_refusal_ends_the_ru
     lease.acquire()
     written.fence = lease.beat
     lease.release()
-    with pytest.raises(UserError, match="is being trained|given back"):
+    with pytest.raises(UserError, match="has been given back"):
         written.snapshot(3, at_end=True)
     assert written.stored == []
 
@@ -143,3 +145,38 @@ def test_all_return_to_a_checkpoint_that_is_just_being_committed(tmp_path, monke
     written.commits.forget_uncommitted()
     assert written.commits.position == 3
     assert [*told, *written.snapshot(7, at_end=True)] == [3, 7], "and it is told of"
+
+
+def test_what_a_local_disk_does_not_delete_is_told_of_and_is_no_checkpoint_any_more(tmp_path, monkeypatch):
+    storage, rmtree = LocalStorage(str(tmp_path)), shutil.rmtree
+    checkpoints = Checkpoints(storage, "run")
+    for position in (3, 7, 11):
+        shard = write_shard(storage, f"batch-{position:09d}/block0.1", stage({}))
+        checkpoints.commit(position, [shard], {"batch": position, "orders": 0})
+
+    def stuck(path, *args, **kwargs):
+        if "000000003" in str(path):
+            raise OSError("Device or resource busy")
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", stuck)
+    with pytest.raises(OSError, match="busy"):
+        checkpoints.prune(1, 11)
+    assert storage.folders() == ["batch-000000003", "batch-000000011"], "the others are deleted"
+    assert [found.position for found in checkpoints.all()[0]] == [11] and checkpoints.all()[1] == []
+
+
+def test_errors_of_a_store_s_own_kind_are_one_sentence(tmp_path, monkeypatch):
+    storage = RemoteStorage(f"memory://{tmp_path.name}")
+    written = write_shard(storage, "batch-000000003/block0.1", stage({}))
+    checkpoints = Checkpoints(storage, "run")
+    checkpoints.commit(3, [written], {"batch": 3, "orders": 0})
+
+    def refuse(*args, **kwargs):
+        raise StoreError("Unable to locate credentials")
+
+    monkeypatch.setattr(storage, "_files", SimpleNamespace(glob=refuse, cat_file=refuse, invalidate_cache=bool))
+    with pytest.raises(RunError, match=r"can't be listed \(StoreError: Unable to locate credentials\)"):
+        checkpoints.resume_point(is_finished=False)
+    with pytest.raises(RunError, match=r"can't be read \(StoreError: Unable to locate credentials\)"):
+        shard_bytes(storage, written)
