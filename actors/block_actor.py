@@ -10,7 +10,7 @@ from typing import Any
 from actors.block import Block
 from actors.chain_actor import ChainActor
 from actors.evaluation import Evaluation
-from actors.messages import Message
+from actors.messages import Flags, Message
 from actors.program import BlockProgram, Program
 from actors.replay_buffer import ReplayBuffer
 from actors.replay_program import ReplayProgram
@@ -46,6 +46,7 @@ class BlockActor(ChainActor):
             assert storage is not None, "a snapshot is read from where snapshots are written"
             state = read_shard(storage, spec.restore)
         super().__init__(spec, outgoing_edges(spec), spec.settings, _kept(spec), state and state["actor"])
+        self.times.told = self._step_mark and self._step_mark.enter
         self.spec = spec
         self.block = Block(spec, shape)
         self.uses = Uses(self.times.elapsed)
@@ -157,7 +158,7 @@ class BlockActor(ChainActor):
             **(self.snapshots.report() if self.snapshots is not None else {"shards": {}, "snapshot_errors": {}}),
         }
 
-    def _take_snapshot(self, position: int) -> None:
+    def _take_snapshot(self, position: int, orders: Flags) -> None:
         if self.snapshots is None:
             return
         assert self._program is not None
@@ -165,7 +166,7 @@ class BlockActor(ChainActor):
             "program": self._program.state(),
             "evaluations": [vars(evaluation) for evaluation in self.evaluations],
         }
-        self.snapshots.take(position, self.block.snapshot() | {"actor": actor})
+        self.snapshots.take(position, self.block.snapshot() | {"actor": actor}, is_last=bool(orders & Flags.LAST))
 
 
 def _kept(spec: BlockSpec) -> dict[str, int]:

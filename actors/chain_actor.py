@@ -197,6 +197,7 @@ class ChainActor:
             "applied": list(self.applied),
             "kept_bytes": self.edges.kept_bytes,
             "busy_s": task.busy_s if task else 0.0,
+            "computed_s": self.times.seconds()["compute"],
             "sends": {
                 edge: {
                     "sent": o.num_sent,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Point = Literal["step", "snapshot", "half written", "before rename", "written", "restored"]
+Point = Literal["step", "snapshot", "half written", "before rename", "written", "restored", "pruning", "half pruned"]
 
 
 class ProcessKilled(BaseException):
@@ -25,7 +25,8 @@ class Kill:
     Args:
         actor: name of a block, `source`, or `orchestrator`.
         at: `step`: before a batch is trained on; `snapshot`: when its order is obeyed; `half written`, `before
-            rename`, `written`: of the file that is being written; `restored`: when a new life has read its snapshot.
+            rename`, `written`: of the file that is being written; `restored`: when a new life has read its snapshot;
+            `pruning`, `half pruned`: before what a checkpoint makes superfluous is deleted, and after one folder of it.
         batch: batch id or position; None: the first time that the place is reached.
         lives: how many lives of the actor die so.
     """

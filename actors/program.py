@@ -38,7 +38,7 @@ class BlockProgram:
         block: what computes.
         edges: the block's edges.
         times: told what the compute thread is busy with.
-        snapshot: called at the position of a batch that carries the order.
+        snapshot: called at the position of a batch that carries the order, with all its orders.
         report: called with the sums of an evaluated split.
         trained: called with every message that training starts on, and its edge; a late activation's among them.
         is_paced: whether a staleness bound holds between this block and the next.
@@ -50,7 +50,7 @@ class BlockProgram:
         edges: BlockEdges,
         times: Times,
         *,
-        snapshot: Callable[[int], None],
+        snapshot: Callable[[int, Flags], None],
         report: Callable[[Evaluation], None],
         trained: Callable[[Message, str], None],
         is_paced: Callable[[], bool] = bool,
@@ -339,7 +339,7 @@ class BlockProgram:
         if orders & Flags.SNAPSHOT:
             self.times.at(position)
             with self.times.within("snapshot"):
-                self.snapshot(position)
+                self.snapshot(position, orders)
 
     def _down_edges(self) -> list[str]:
         return sorted({edge for edges in self.edges.down.values() for edge in edges})

@@ -62,7 +62,7 @@ class ReplayProgram:
         max_open: int,
         producer_version: Callable[[], int],
         promise: Callable[[int], None],
-        snapshot: Callable[[int], None],
+        snapshot: Callable[[int, Flags], None],
         report: Callable[[Evaluation], None],
         trained: Callable[[Message], None],
     ) -> None:
@@ -360,7 +360,7 @@ class ReplayProgram:
             self.num_batches = self.num_complete
         if message.flags & Flags.SNAPSHOT:
             with self.times.within("snapshot"):
-                self.snapshot(message.batch_id)
+                self.snapshot(message.batch_id, message.flags)
         yield from self._pass_on(Message(Kind.ORDERS, message.batch_id, self.block.version, message.flags))
 
     def _down(self) -> list[str]:

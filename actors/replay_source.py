@@ -20,6 +20,7 @@ class ReplaySource(SourceProgram):
     def run(self) -> Program:
         """Yield the source's operations."""
         (edge,) = self.edges.up
+        covered = self.version - 1 if self._restored is not None else -1
         if self._restored is not None and self._restored & Flags.EVALUATE:
             yield from self._evaluate(self.version - 1)
         for batch_id, batch in enumerate(self.batches.stream(self.version), self.version):
@@ -35,11 +36,12 @@ class ReplaySource(SourceProgram):
             if orders & Flags.SNAPSHOT:
                 yield Send(edge, Message(Kind.ORDERS, batch_id, self.version, Flags.SNAPSHOT))
                 self.snapshot(batch_id, orders)
+                covered = batch_id
             if orders & Flags.EVALUATE:
                 yield from self._evaluate(batch_id)
         if not self.stop_asked():
             yield AwaitStop(edge)
-        position = self.version - 1
+        position = max(self.version - 1, covered + 1)  # blocks have trained since: another place than the one before
         last = Flags.LAST | Flags.SNAPSHOT
         yield Send(edge, Message(Kind.ORDERS, position, self.version, last))
         self.snapshot(position, last)

@@ -44,10 +44,16 @@ class Snapshots:
         self._is_writing = False
         self._in_background = in_background
 
-    def take(self, position: int, state: Any) -> None:
-        """Copy a state and have it written; waits for no disk."""
+    def take(self, position: int, state: Any, *, is_last: bool = False) -> None:
+        """Copy a state and have it written; waits for no disk.
+
+        Args:
+            position: of the state.
+            state: of the actor.
+            is_last: training ends with it, so that it is never left out: at most one more copy is kept.
+        """
         self.points.reach("snapshot", position)
-        if len(self._waiting) >= LONGEST_QUEUE:
+        if len(self._waiting) >= LONGEST_QUEUE and not is_last:
             self._note(self.errors, position, "the snapshots before it are still being written")
             return
         staged = stage(state)

@@ -8,23 +8,28 @@ from contextlib import suppress
 from pathlib import Path
 
 _BYTES = 8
+"""Of a batch id; a byte follows that says whether its step is being computed."""
 _NONE = -1
 
 
 class StepMark:
-    """A mapped file of eight bytes: a mark costs no system call, and the kernel keeps it when its writer dies."""
+    """A mapped file of nine bytes: a mark costs no system call, and the kernel keeps it when its writer dies."""
 
     def __init__(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.pwrite(descriptor, _bytes(_NONE), 0)  # a full disk refuses it here, not when the map is written to
-            self._map = mmap.mmap(descriptor, _BYTES)
+            self._map = mmap.mmap(descriptor, _BYTES + 1)
         finally:
             os.close(descriptor)
 
     def set(self, batch_id: int) -> None:
         """Say that training on a batch begins."""
-        self._map[:] = _bytes(batch_id)
+        self._map[:] = _bytes(batch_id)[:_BYTES] + b"\1"
+
+    def enter(self, share: str) -> None:
+        """Say what the process is busy with, as `Times` does: only what computes can die of a batch."""
+        self._map[_BYTES] = share == "compute"
 
 
 def open_step_mark(path: str | None) -> StepMark | None:
@@ -42,13 +47,20 @@ def clear_step_mark(path: str) -> None:
 
 
 def _bytes(batch_id: int) -> bytes:
-    return batch_id.to_bytes(_BYTES, "little", signed=True)
+    return batch_id.to_bytes(_BYTES, "little", signed=True) + b"\0"
 
 
 def marked_batch(path: str) -> int | None:
     """Return the batch of the last mark, None if there is none."""
     try:
-        batch = int.from_bytes(Path(path).read_bytes(), "little", signed=True)
+        batch = int.from_bytes(Path(path).read_bytes()[:_BYTES], "little", signed=True)
     except OSError:
         return None
     return None if batch == _NONE else batch
+
+
+def was_computing(path: str) -> bool:
+    """Return whether the step of the last mark was being computed, and not waiting or over."""
+    with suppress(OSError):
+        return Path(path).read_bytes()[_BYTES:] == b"\1"
+    return False

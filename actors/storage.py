@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,15 +31,27 @@ class Storage(Protocol):
         ...
 
     def names(self, last: str) -> list[str]:
-        """Return all names one folder down whose last part is `last`, sorted."""
+        """Return all names one folder down whose last part is `last`, sorted.
+
+        Raises:
+            OSError: they can't be listed.
+        """
         ...
 
     def folders(self) -> list[str]:
-        """Return the names of all folders, sorted."""
+        """Return the names of all folders, sorted.
+
+        Raises:
+            OSError: as `names`.
+        """
         ...
 
-    def delete(self, folder: str) -> None:
-        """Delete a folder and what it holds; nothing happens if there is none."""
+    def delete(self, folder: str, first: str) -> None:
+        """Delete a folder and what it holds, the file `first` before the rest; nothing happens if there is none.
+
+        Raises:
+            OSError: something of it can't be deleted.
+        """
         ...
 
 
@@ -86,9 +100,11 @@ class LocalStorage:
         """Return the names of all folders."""
         return sorted(path.name for path in self._root.glob("*") if path.is_dir())
 
-    def delete(self, folder: str) -> None:
+    def delete(self, folder: str, first: str) -> None:
         """Delete a folder and what it holds."""
-        shutil.rmtree(self._root / folder, ignore_errors=True)
+        (self._root / folder / first).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._root / folder)
 
 
 class RemoteStorage:
@@ -110,28 +126,46 @@ class RemoteStorage:
     def write(self, name: str, data: bytes, points: FailPoints = NO_FAIL_POINTS) -> None:
         """Write in one PUT."""
         points.reach("half written")
-        self._files.makedirs(f"{self._root}/{name}".rsplit("/", 1)[0], exist_ok=True)
+        with _os_errors():
+            self._files.makedirs(f"{self._root}/{name}".rsplit("/", 1)[0], exist_ok=True)
         points.reach("before rename")
-        self._files.pipe_file(f"{self._root}/{name}", data)
+        with _os_errors():
+            self._files.pipe_file(f"{self._root}/{name}", data)
 
     def read(self, name: str) -> bytes:
         """Return what a name holds."""
-        return self._files.cat_file(f"{self._root}/{name}")
+        with _os_errors():
+            return self._files.cat_file(f"{self._root}/{name}")
 
     def names(self, last: str) -> list[str]:
         """Return all names one folder down whose last part is `last`."""
-        self._files.invalidate_cache()
-        return sorted("/".join(path.split("/")[-2:]) for path in self._files.glob(f"{self._root}/*/{last}"))
+        with _os_errors():
+            self._files.invalidate_cache()
+            return sorted("/".join(path.split("/")[-2:]) for path in self._files.glob(f"{self._root}/*/{last}"))
 
     def folders(self) -> list[str]:
         """Return the names of all folders."""
-        self._files.invalidate_cache()
-        return sorted({path.split("/")[-2] for path in self._files.glob(f"{self._root}/*/*")})
+        with _os_errors():
+            self._files.invalidate_cache()
+            return sorted({path.split("/")[-2] for path in self._files.glob(f"{self._root}/*/*")})
 
-    def delete(self, folder: str) -> None:
+    def delete(self, folder: str, first: str) -> None:
         """Delete a folder and what it holds."""
-        if self._files.exists(f"{self._root}/{folder}"):
-            self._files.rm(f"{self._root}/{folder}", recursive=True)
+        with _os_errors():
+            for name in (f"{folder}/{first}", folder):
+                if self._files.exists(f"{self._root}/{name}"):
+                    self._files.rm(f"{self._root}/{name}", recursive=True)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Give the errors of any store's own kind, such as a missing credential, the kind that readers know."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _sync(folder: Path) -> None:

@@ -27,6 +27,8 @@ class Times:
         self.trace = trace
         self.stretch: Stretch | None = None
         """Makes computing last longer than it does; for simulated devices."""
+        self.told: Callable[[str], None] | None = None
+        """Called with every share that is switched to."""
         self._spent = dict.fromkeys(SHARES, 0.0)
         self._share: str | None = None
         self.work = ""
@@ -66,6 +68,8 @@ class Times:
         if self.trace is not None and before != "other":
             self.trace.add(before, self.work, self._since, now)
         self._share, self.work, self._since = share, work, now
+        if self.told is not None:
+            self.told(share)
         return before
 
     def within(self, share: str, work: str = "") -> AbstractContextManager[None]:

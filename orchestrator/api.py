@@ -166,8 +166,9 @@ def open_cluster(config: RunConfig) -> Cluster:
 
     placement = config.placement
     return RayCluster(
-        strategy=placement.strategy, object_store_bytes=placement.object_store_bytes, wait_s=placement.wait_s
-    )
+        strategy=placement.strategy, object_store_bytes=placement.object_store_bytes, wait_s=placement.wait_s,
+        deadline_s=placement.deadline_s,
+    )  # fmt: skip
 
 
 def check_machine(config: RunConfig) -> None:

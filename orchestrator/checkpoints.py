@@ -116,9 +116,13 @@ class Checkpoints:
         return checkpoint
 
     def all(self) -> tuple[list[Checkpoint], list[str]]:
-        """Return the checkpoints whose manifests can be read, oldest first, and what is wrong with the others."""
+        """Return the checkpoints whose manifests can be read, oldest first, and what is wrong with the others.
+
+        Raises:
+            RunError: the storage can't be read.
+        """
         found, damaged = [], []
-        for name in self.storage.names(MANIFEST):
+        for name in self._names():
             try:
                 found.append(self._read(name))
             except RunError as error:
@@ -136,7 +140,7 @@ class Checkpoints:
 
     def uncommitted(self) -> list[str]:
         """Return the folders of checkpoints that have no manifest, sorted."""
-        committed = {name.split("/")[0] for name in self.storage.names(MANIFEST)}
+        committed = {name.split("/")[0] for name in self._names()}
         return [folder for folder in self.storage.folders() if _is_ours(folder) and folder not in committed]
 
     def no_manifest(self, folder: str) -> str:
@@ -186,6 +190,7 @@ class Checkpoints:
 
         Raises:
             UserError: another orchestrator has taken over.
+            OSError: one can't be deleted; the others are.
         """
         kept: list[Checkpoint] = []
         for checkpoint in reversed(self.all()[0]):
@@ -194,9 +199,27 @@ class Checkpoints:
             if checkpoint.position <= newest and self._verifies(checkpoint):
                 kept.append(checkpoint)
         self._fence()
+        self.points.reach("pruning", newest)
+        why: Exception | None = None
         for folder in self.storage.folders() if kept else ():
             if _is_ours(folder) and folder < kept[-1].folder:
-                self.storage.delete(folder)
+                try:
+                    self.storage.delete(folder, MANIFEST)
+                except Exception as error:
+                    why = error
+                self.points.reach("half pruned", newest)
+        if why is not None:
+            raise why
+
+    def _names(self) -> list[str]:
+        """Return the names of all manifests."""
+        try:
+            return self.storage.names(MANIFEST)
+        except OSError as error:
+            raise RunError(
+                f"{self.storage.address}: checkpoints can't be listed ({error}); see to the storage, and give the "
+                f"same command again"
+            ) from None
 
     def _verifies(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint verifies, or has done so once: each one is read back once in a job."""

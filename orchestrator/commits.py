@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.errors import RunError, UserError
 from actors.shard import ShardFile
+from orchestrator.background import Background
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
 RETRY_S = 10.0
@@ -22,11 +23,12 @@ class Commits:
         every_s: seconds between two that are asked for; None: none is.
         clock: seconds.
         newest: the one that the job has started from.
+        in_background: whether shards are read back and old ones deleted beside the caller; else `note` does it.
     """
 
     def __init__(
         self, checkpoints: Checkpoints, keep: int, every_s: float | None, clock: Callable[[], float],
-        newest: Checkpoint | None = None,
+        newest: Checkpoint | None = None, *, in_background: bool = False,
     ) -> None:  # fmt: skip
         self.checkpoints, self.keep, self.every_s, self._clock = checkpoints, keep, every_s, clock
         self.newest = newest
@@ -36,9 +38,19 @@ class Commits:
         """Why older ones could not be deleted; None after a success."""
         self._source: dict[int, Mapping[str, Any]] = {}
         self._shards: dict[int, dict[str, ShardFile]] = {}
-        self._failed: set[int] = set()
+        self._failed: dict[int, str] = {}
+        """By position, why it is no checkpoint."""
         self._since = clock()
         self._is_asked = False
+        self._work = Background("checkpoints", is_beside=in_background)
+        self._done: list[Checkpoint] = []
+        """Committed, and not told of yet."""
+        self._is_unpruned = False
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `note` should be called now, since what was done beside it is over."""
+        return self._work.has_answer
 
     @property
     def position(self) -> int:
@@ -57,12 +69,20 @@ class Commits:
         """Let `is_due` order another snapshot: the one that was asked for may have died with an actor."""
         self._is_asked = False
 
-    def note(self, source: Mapping[str, Any] | None, blocks: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
+    def note(
+        self, source: Mapping[str, Any] | None, blocks: Sequence[Mapping[str, Any]], *, at_end: bool = False
+    ) -> list[Checkpoint]:
         """Take in reports; commit every further position of which all snapshots have been written.
+
+        Not to be called while another life of a block begins: it may need what a newer checkpoint makes superfluous.
 
         Args:
             source: the source's report, if there is one.
             blocks: the blocks' reports, first to last.
+            at_end: wait for everything that is to be done beside the caller.
+
+        Returns:
+            What has been committed since the call before.
 
         Raises:
             UserError: another orchestrator has taken over.
@@ -77,8 +97,10 @@ class Commits:
             for position, reason in facts["snapshot_errors"].items():
                 self._fail(position, f"{facts['name']}: {reason}")
         names = [facts["name"] for facts in blocks]
-        done = [self._commit(position, names) for position in sorted(self._ready(names))]
-        return [checkpoint for checkpoint in done if checkpoint is not None]
+        while self._pick_up(wait=at_end) and self._begin(names):
+            pass
+        done, self._done = self._done, []
+        return done
 
     def check_last(self) -> None:
         """Refuse the end of a run whose last checkpoint is missing.
@@ -86,15 +108,36 @@ class Commits:
         Raises:
             RunError: what was learned since the newest one would be lost in silence.
         """
-        if self.error is not None:
+        if self.newest is None or not self.newest.is_last:
+            reason = self._failed[max(self._failed)] if self._failed else "the blocks have not written the last one"
             raise RunError(
-                f"training has ended, and what was learned after batch {self.position} is not saved: {self.error}; "
+                f"training has ended, and what was learned after batch {self.position} is not saved: {reason}; "
                 f"make room and give the same command again, which goes on from there"
             )
 
     def forget_uncommitted(self) -> None:
-        """Let go of snapshots after the newest checkpoint: all actors return to it."""
+        """Let go of snapshots after the newest checkpoint, which this may make wait for: all actors return to it."""
+        self._pick_up(wait=True)
         self._shards = {position: shards for position, shards in self._shards.items() if position <= self.position}
+
+    def _pick_up(self, *, wait: bool) -> bool:
+        """Take in what was done beside the caller; return whether the next thing may begin."""
+        if self._work.has_answer or (wait and not self._work.is_free):
+            take_in: Callable[[], None] = self._work.answer()
+            take_in()
+        return self._work.is_free
+
+    def _begin(self, names: Sequence[str]) -> bool:
+        """Begin what is to be done next; return whether there was something."""
+        if self._is_unpruned:
+            self._is_unpruned, newest = False, self.position
+            self._work.begin(lambda: self._prune(newest))
+        elif (position := min(self._ready(names), default=None)) is not None:
+            shards, source = [self._shards[position][name] for name in names], self._source[position]
+            self._work.begin(lambda: self._commit(position, shards, source))
+        else:
+            return False
+        return True
 
     def _ready(self, names: Sequence[str]) -> list[int]:
         return [
@@ -106,40 +149,45 @@ class Commits:
             and shards.keys() >= set(names)
         ]
 
-    def _commit(self, position: int, names: Sequence[str]) -> Checkpoint | None:
-        shards = [self._shards[position][name] for name in names]
+    def _commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Callable[[], None]:
+        """Write a checkpoint; return what takes that in."""
         try:
-            checkpoint = self.checkpoints.commit(position, shards, self._source[position])
+            checkpoint = self.checkpoints.commit(position, shards, source)
         except UserError:  # another orchestrator has taken over
             raise
         except Exception as error:  # a full disk, a network, a credential: training goes on without this checkpoint
-            self._fail(position, _line(error))
-            return None
+            reason = _line(error)
+            return lambda: self._fail(position, reason)
+        return lambda: self._committed(checkpoint)
+
+    def _committed(self, checkpoint: Checkpoint) -> None:
         self.newest, self.error = checkpoint, None
         self._since, self._is_asked = self._clock(), False
-        self._prune(position)
+        self._done.append(checkpoint)
+        self._is_unpruned = True
         for known in (self._shards, self._source):
-            for old in [place for place in known if place <= position]:
+            for old in [place for place in known if place <= checkpoint.position]:
                 del known[old]
-        return checkpoint
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, newest: int) -> Callable[[], None]:
         """Delete what is no longer needed; what can't be deleted now is looked for again after the next checkpoint."""
+        why = None
         try:
             self.checkpoints.prune(self.keep, newest)
         except UserError:
             raise
         except Exception as error:
-            self.left_over = f"old checkpoints can't be deleted ({_line(error)}); training goes on"
-        else:
-            self.left_over = None
+            why = f"old checkpoints can't be deleted ({_line(error)}); training goes on"
+        return lambda: self._pruned(why)
+
+    def _pruned(self, why: str | None) -> None:
+        self.left_over = why
 
     def _fail(self, position: int, reason: str) -> None:
         """An unwritten snapshot: the checkpoint before stays, and the next interval tries again."""
         if position in self._failed or position <= self.position:
             return
-        self._failed.add(position)
-        self.error = f"checkpoint at batch {position} was not written ({reason})"
+        self.error = self._failed[position] = f"checkpoint at batch {position} was not written ({reason})"
         self._since, self._is_asked = self._clock(), False
 
 

@@ -144,7 +144,7 @@ def _program(block: TimedBlock, actor: TimedActor, starts: list[float]) -> Progr
 
     return BlockProgram(
         block, edges, actor.times,
-        snapshot=lambda position: None, report=lambda evaluation: None, trained=trained,
+        snapshot=lambda position, orders: None, report=lambda evaluation: None, trained=trained,
     ).run()  # fmt: skip
 
 

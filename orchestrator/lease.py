@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ LIVES = 10**6
 class Lease:
     """The right to run what is in a run directory. `epoch` counts its holders.
 
+    Where locks do not reach, two may take it at once and count the same epoch; whose token stands in the file has it.
+
     Args:
         path: the file.
         say: tells the user of a wait.
@@ -37,6 +40,7 @@ class Lease:
     ) -> None:
         self.path = path
         self.epoch = 0
+        self._token = secrets.token_hex(8)
         self._say, self._sleep = say, sleep
         self._descriptor: int | None = None
         self._beat = 0.0
@@ -68,7 +72,7 @@ class Lease:
         except BlockingIOError:
             raise self._refused(self._read(descriptor)) from None
         held = self._read(descriptor)
-        if held.get("held") and held.get("host") != socket.gethostname():
+        if held.get("held") and held.get("machine") != _machine():
             self._wait_for_silence(descriptor, held)
         self.epoch = int(held.get("epoch", 0)) + 1
         self._write(descriptor, held=True)
@@ -91,14 +95,14 @@ class Lease:
         """Make sure that this is still the holder, and say now and then that it lives; cheap to call often.
 
         Raises:
-            UserError: another orchestrator has taken over.
+            UserError: another orchestrator has taken over, or the lease has been given back.
             OSError: the disk refuses it.
         """
         with self._turn:
             if self._descriptor is None:
-                return  # it has been given back
+                raise UserError(f"run_dir: the lease of {self.path.parent} has been given back; begin the run again")
             held = self._read(self._descriptor)
-            if held.get("epoch") != self.epoch:
+            if not self._is_mine(held):
                 raise self._refused(held)
             if time.monotonic() - self._beat >= BEAT_EVERY_S:
                 self._write(self._descriptor, held=True)
@@ -107,8 +111,11 @@ class Lease:
     def is_held(self) -> bool:
         """Whether this is still the holder, as far as can be seen."""
         with self._turn, suppress(OSError):
-            return self._descriptor is not None and self._read(self._descriptor).get("epoch") == self.epoch
+            return self._descriptor is not None and self._is_mine(self._read(self._descriptor))
         return True
+
+    def _is_mine(self, held: dict[str, Any]) -> bool:
+        return (held.get("epoch"), held.get("token")) == (self.epoch, self._token)
 
     def _beat_on(self, released: threading.Event) -> None:
         while not released.wait(LOOK_S):
@@ -126,7 +133,7 @@ class Lease:
             if self._descriptor is None:
                 return
             with suppress(OSError):  # on a full disk it ends with this process's lock
-                if self._read(self._descriptor).get("epoch") == self.epoch:
+                if self._is_mine(self._read(self._descriptor)):
                     self._write(self._descriptor, held=False)
             os.close(self._descriptor)
             self._descriptor = None
@@ -148,7 +155,18 @@ class Lease:
             return {}
 
     def _write(self, descriptor: int, *, held: bool) -> None:
-        facts = {"epoch": self.epoch, "pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
-        data = json.dumps(facts | {"held": held}).encode().ljust(512)
+        facts = {
+            "epoch": self.epoch, "token": self._token, "pid": os.getpid(), "host": socket.gethostname(),
+            "machine": _machine(), "beat": time.time(), "held": held,
+        }  # fmt: skip
+        data = json.dumps(facts).encode().ljust(1024)
         os.pwrite(descriptor, data, 0)
         self._beat = time.monotonic()
+
+
+def _machine() -> str:
+    """Return what names the running kernel, whose locks reach all that see it; pods may share a host name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -84,8 +84,9 @@ class Orchestrator:
         found = checkpoints.resume_point(is_finished=directory.is_finished)
         self.start_from, self.goes_on, self.notes = found.checkpoint, found.goes_on, found.notes
         self.commits = Commits(
-            checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from
-        )
+            checkpoints, config.checkpoint.keep, durability(config).every_s, time.monotonic, self.start_from,
+            in_background=config.placement.backend != "in_process",
+        )  # fmt: skip
         self.recovery = Recovery(config, self.crew, self.commits, self.metrics.event, self.progress.say, time.monotonic)
         self.departures = Departures(
             self.recovery, self.commits, lambda: cluster.order(SOURCE, "snapshot"), self.metrics.event,
@@ -94,6 +95,8 @@ class Orchestrator:
         self.facts: dict[str, Mapping[str, Any]] = {}
         self.known: dict[str, Mapping[str, Any]] = {}
         """The newest report of every actor."""
+        self.ended: dict[str, Mapping[str, Any]] = {}
+        """The last report of lives that are over: all that is known of an actor until its next life reports."""
         self.clocks = Clocks()
         self.measures = Measures(directory.path.name, config.data.batch_size)
         self.auto_buffers, self.ledgers = AutoBuffers(plan.wiring), LedgerWatch(plan.wiring.edges)
@@ -162,8 +165,10 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
+            elif self.commits.has_news:
+                self._cover()
         self.wall_s = time.monotonic() - launched
-        self._observe(self.facts)
+        self._observe(self.facts, at_end=True)
 
     def _control(self, request: control.Request) -> None:
         """Validate what `unlocked control` asks for, queue it with the actors, and answer."""
@@ -244,7 +249,7 @@ class Orchestrator:
         self.recovery.lost(event, announced=event.died and self.departures.is_announced(name))
         for gone in self.crew.names if self.recovery.mode == "global" else self.crew.together(name):
             self.facts.pop(gone, None)
-            self.known.pop(gone, None)
+            self.ended |= {gone: self.known.pop(gone)} if gone in self.known else {}
             self._logged.pop(gone, None)
 
     def _instruct(self, name: str) -> None:
@@ -257,27 +262,30 @@ class Orchestrator:
         if self.is_paused:
             self.cluster.order(name, "pause")
 
-    def _observe(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    def _observe(self, reports: Mapping[str, Mapping[str, Any]], *, at_end: bool = False) -> None:
         self.notices.attempt("lease.json", self.lease.beat)
         self.known |= reports
-        blocks = {name: self.known[name] for name in self.names if name in self.known}
+        shown = self.ended | self.known
+        blocks = {name: shown[name] for name in self.names if name in shown}
         if len(blocks) < len(self.names):
             return
         position, tested = self._position(blocks)
         self.metrics.observe(position, blocks)
-        self.cluster.publish(self.measures.of(self.known, self.crew.restarts))
+        self.cluster.publish(self.measures.of(shown, self.crew.restarts))
         if reports.keys() >= set(self.crew.names):  # taken in one look
             self._log_changes(reports)
             self._log_imbalances(self.ledgers.look(reports))
             self._size_buffers(reports)
-        self._cover(list(blocks.values()))
-        self._write_status("paused" if self.is_paused else "running", self.known)
+        self._cover(at_end=at_end)
+        self._write_status("paused" if self.is_paused else "running", shown, reason=self.recovery.who_is_lost)
         self.progress.show(position, tested, blocks)
 
-    def _cover(self, blocks: list[Mapping[str, Any]]) -> None:
+    def _cover(self, *, at_end: bool = False) -> None:
         """Commit what the actors have written, let them forget what that covers, and order the next snapshot."""
-        source = self.known.get(SOURCE)
-        for checkpoint in self.commits.note(source, blocks):
+        if self.recovery.losses or not self.known.keys() >= set(self.names):
+            return
+        source, blocks = self.known.get(SOURCE), [self.known[name] for name in self.names]
+        for checkpoint in self.commits.note(source, blocks, at_end=at_end):
             self.metrics.event(event="checkpoint", position=checkpoint.position)
             for name in self.crew.names:
                 self.cluster.order(name, "commit", {"position": checkpoint.position})

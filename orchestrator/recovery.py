@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.errors import RunError
-from actors.step_mark import clear_step_mark, marked_batch
+from actors.step_mark import clear_step_mark, marked_batch, was_computing
 from orchestrator.cluster.contract import Ended
 from orchestrator.commits import Commits
 from orchestrator.config import RunConfig
@@ -68,6 +68,12 @@ class Recovery:
             for name, lasts_s in self.steps.hung().items()
         ]
 
+    @property
+    def who_is_lost(self) -> str | None:
+        """Who was lost and does not run again yet, and why; None: all run."""
+        lost = [f"{name} is lost ({loss.failure.reason})" for name, loss in self.losses.items() if loss.is_fault]
+        return "; ".join(lost) or None
+
     # ------------------------------------------------------------------ losing and replacing
 
     def move(self, name: str, reason: str, *, is_announced: bool = True) -> None:
@@ -99,8 +105,9 @@ class Recovery:
             RunError: the run must end.
         """
         name, now = ended.name, self._clock()
+        batch = None if ended.died and not self._was_computing(name) else self._mark(name)
         failure = Failure(
-            name, ended.reason, self._mark(name), raised=not ended.died, announced=announced, node=ended.node, at_s=now
+            name, ended.reason, batch, raised=not ended.died, announced=announced, node=ended.node, at_s=now
         )
         together = self.crew.together(name)
         for gone in sorted(together, key=lambda each: each != name):  # it comes first
@@ -139,6 +146,9 @@ class Recovery:
     def _mark(self, name: str) -> int | None:
         """The batch that an actor's life trains on, None if it has not begun one."""
         return None if name == SOURCE else marked_batch(str(self.crew.directory.step_mark(name)))
+
+    def _was_computing(self, name: str) -> bool:
+        return name != SOURCE and was_computing(str(self.crew.directory.step_mark(name)))
 
     def is_given_up(self, name: str) -> bool:
         """Whether another life of an actor will begin soon, so that what is heard of this one means nothing."""

@@ -18,7 +18,7 @@ from actors.errors import UserError
 from actors.learning_rule import LearningRule
 from actors.plugins import plugin_class
 from actors.shard import stage, write_shard
-from orchestrator.checkpoints import Checkpoint, Checkpoints
+from orchestrator.checkpoints import MANIFEST, Checkpoint, Checkpoints
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan
 from orchestrator.specs import block_spec, is_unordered
@@ -76,7 +76,7 @@ def recut(config: RunConfig, plan: Plan, checkpoints: Checkpoints, found: Checkp
         shards.append(write_shard(checkpoints.storage, name, stage(block.snapshot() | {"actor": actor})))
     for later in checkpoints.all()[0]:
         if later.position > found.position and not later.damage():
-            checkpoints.storage.delete(later.folder)
+            checkpoints.storage.delete(later.folder, MANIFEST)
     checkpoints.commit(found.position, shards, {**found.source, "actor": dict(NO_EDGES)})
 
 

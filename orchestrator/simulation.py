@@ -204,7 +204,7 @@ class Simulation:
         actor.begun, actor.worked = begun, worked
         actor.program = BlockProgram(
             block, edges, cast(Times, pieces),
-            snapshot=lambda position: None, report=lambda evaluation: None, trained=trained,
+            snapshot=lambda position, orders: None, report=lambda evaluation: None, trained=trained,
             is_paced=lambda: chain.bound is not None,
         ).run()  # fmt: skip
         return actor

@@ -11,7 +11,7 @@ from typing import Any
 LEAST_DEADLINE_S = 60.0
 STEPS = 20
 FIRST_STEP_S = 600.0
-"""A life's first step may compile, download, and read a snapshot."""
+"""A life's first step may compile: it may last as long as it likes, and be silent for so long."""
 LOOK_S = 5.0
 """Reports are read once a second; after a longer gap it is the reader who was busy."""
 MOST_STEPS = 64
@@ -24,14 +24,19 @@ class _Life:
     heard_s: float
     first_version: int | None = None
     version: int | None = None
-    moved_s: float | None = None
-    """When its version was seen to change; None: not since the start, or not since a pause."""
+    computed_s: float | None = None
+    """What it had computed when its version was seen to change; None: not since the start."""
     busy_s: float = 0.0
     may_compile: bool = False
 
+    @property
+    def is_exempt(self) -> bool:
+        """Whether its step may last: the first one, or one that may compile."""
+        return self.version == self.first_version or self.may_compile
+
 
 class StepWatch:
-    """The steps of all actors, by their reports.
+    """The steps of all actors, by their reports: what they compute, without what they wait for.
 
     Args:
         deadline_s: longest step; `auto`: 20 median steps of the actor, at least 60 s.
@@ -56,7 +61,7 @@ class StepWatch:
         """Count from now on: there was a pause, in which no actor had to do anything."""
         self._looked_s = self._since_s = now = self._clock()
         for life in self._lives.values():
-            life.heard_s, life.moved_s = now, None
+            life.heard_s = now
 
     def heard(self, reports: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the reports that have just come, of those that are watched."""
@@ -69,15 +74,15 @@ class StepWatch:
             if (life := self._lives.get(name)) is not None:
                 life.heard_s, life.busy_s = now, facts["busy_s"]
                 life.may_compile = facts.get("may_compile", False)
-                self._note_version(name, life, facts["version"], now)
+                self._note_version(name, life, facts["version"], facts["computed_s"])
 
-    def _note_version(self, name: str, life: _Life, version: int, now: float) -> None:
+    def _note_version(self, name: str, life: _Life, version: int, computed_s: float) -> None:
         if life.first_version is None or life.version is None:
             life.first_version = life.version = version
         elif version > life.version:
-            if life.moved_s is not None:
-                self._steps[name].append((now - life.moved_s) / (version - life.version))
-            life.version, life.moved_s = version, now
+            if life.computed_s is not None:
+                self._steps[name].append((computed_s - life.computed_s) / (version - life.version))
+            life.version, life.computed_s = version, computed_s
 
     def silent_s(self, name: str) -> float:
         """Return the seconds since an actor was last heard; 0 if it is not watched."""
@@ -88,16 +93,16 @@ class StepWatch:
         """Return the actors whose step or silence lasts past their deadline, and for how many seconds it does."""
         now, found = self._clock(), {}
         for name, life in self._lives.items():
-            lasts_s = max(min(life.busy_s, now - self._since_s), now - life.heard_s)
+            busy_s = 0.0 if life.is_exempt else min(life.busy_s, now - self._since_s)
+            lasts_s = max(busy_s, now - life.heard_s)
             if lasts_s > self.deadline_s(name):
                 found[name] = lasts_s
         return found
 
     def deadline_s(self, name: str) -> float:
-        """Return the longest step that a watched actor may take now."""
+        """Return the longest step, and silence, of a watched actor now; of a step that is exempt, the silence."""
         life, given = self._lives[name], self._given
         if isinstance(given, str):
             steps = self._steps[name]
             given = max(LEAST_DEADLINE_S, STEPS * statistics.median(steps)) if steps else LEAST_DEADLINE_S
-        is_first = life.version == life.first_version
-        return max(FIRST_STEP_S, given) if is_first or life.may_compile else given
+        return max(FIRST_STEP_S, given) if life.is_exempt else given

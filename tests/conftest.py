@@ -1,6 +1,7 @@
 """One thread, a clean environment, and one Ray with warm hosts for the whole session."""
 
 import os
+import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("RAY_ADDRESS", None)
@@ -42,6 +43,14 @@ def ray_session(ray_cluster: Any) -> Any:
     import ray
 
     return ray
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of loopback where nothing listens, and nobody can start to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

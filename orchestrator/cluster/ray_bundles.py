@@ -30,6 +30,17 @@ def say_aloud(line: str) -> None:
     sys.stderr.flush()
 
 
+def num_spares(requests: Sequence[Request], asked: int, say: Callable[[str], None] = say_aloud) -> int:
+    """Return how many spare processes can be kept; says it if there are none where some were asked for."""
+    if asked == 0 or all(request.is_anywhere for request in requests):
+        return asked
+    say(
+        f"recovery.spares: got {asked}, and blocks that ask for GPUs, labels or resources, which no spare holds; none "
+        f"is kept, and a lost block begins in a new process"
+    )
+    return 0
+
+
 def bundle(request: Request) -> dict[str, float]:
     """Return what an actor takes of its node."""
     gpus = {"GPU": request.gpus} if request.gpus else {}

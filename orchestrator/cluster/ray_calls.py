@@ -13,34 +13,33 @@ from actors.errors import RunError, UserError
 from orchestrator.cluster.contract import Ended
 from orchestrator.cluster.ray_session import first_line
 
-START_DEADLINE_S = 120.0
 
-
-def result_of(name: str, ref: Any, again: Callable[[], Any]) -> Any:
+def result_of(name: str, ref: Any, again: Callable[[], Any], deadline_s: float) -> Any:
     """Return what an actor answers while it is set up.
 
     Args:
         name: of the actor.
         ref: of the call.
         again: makes the call once more; whoever is called takes it twice alike.
+        deadline_s: longest wait.
 
     Raises:
         UserError: the actor refused its settings.
         RunError: it failed, died, or was not ready in time.
     """
-    until = time.monotonic() + START_DEADLINE_S
+    until = time.monotonic() + deadline_s
     while True:
         try:
-            return _answer(name, ref, max(0.0, until - time.monotonic()))
+            return _answer(name, ref, max(0.0, until - time.monotonic()), deadline_s)
         except exceptions.ActorUnavailableError:
             ref = again()
 
 
-def _answer(name: str, ref: Any, wait_s: float) -> Any:
+def _answer(name: str, ref: Any, wait_s: float, deadline_s: float) -> Any:
     try:
         return ray.get(ref, timeout=wait_s)
     except exceptions.GetTimeoutError:
-        raise RunError(f"{name}: not ready within {START_DEADLINE_S:.0f} s") from None
+        raise RunError(f"{name}: not ready within placement.deadline_s = {deadline_s:.0f} s") from None
     except exceptions.ActorUnavailableError:
         raise  # of a wire, not of the actor; it is a RayActorError too
     except exceptions.RayTaskError as error:

@@ -27,6 +27,7 @@ from ray import exceptions
 from actors.errors import UserError
 from orchestrator.cluster.contract import Assignment, Ended, Joined, Request
 from orchestrator.cluster.probe import marked, refusal
+from orchestrator.cluster.ray_bundles import num_spares
 from orchestrator.cluster.ray_calls import Told, error_of, failed, result_of
 from orchestrator.cluster.ray_drain import avoided, draining, elsewhere
 from orchestrator.cluster.ray_gauges import RayGauges
@@ -53,14 +54,15 @@ class RayCluster:
         strategy: placement strategy of the group.
         object_store_bytes: size of a local cluster's object store; None lets Ray choose.
         wait_s: longest wait for resources.
+        deadline_s: longest wait for a process to build its actors, which may read shards and download data.
         keep: keep hosts between runs (tests); they end with the Ray session.
     """
 
     def __init__(
         self, *, strategy: str = "PACK", object_store_bytes: int | None = None, wait_s: float = 600.0,
-        keep: bool = False,
+        deadline_s: float = 600.0, keep: bool = False,
     ) -> None:  # fmt: skip
-        self._strategy, self._wait_s, self._keep = strategy, wait_s, keep
+        self._strategy, self._wait_s, self._deadline_s, self._keep = strategy, wait_s, deadline_s, keep
         self._gauges = RayGauges()
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
@@ -73,7 +75,7 @@ class RayCluster:
         self._dead: list[Any] = []
         self._runs: dict[Any, str] = {}
         self._num_spares = 0
-        self._joining = Joining(wait_s)
+        self._joining = Joining(wait_s, deadline_s)
         """The actors of a process are built by one call."""
         self._asked: dict[str, Any] = {}
         self._told = Told()
@@ -103,7 +105,7 @@ class RayCluster:
         """
         self._requests = {name: (index, request) for index, request in enumerate(requests) for name in request.names}
         is_anywhere = all(request.is_anywhere for request in requests)
-        self._num_spares = spares if is_anywhere else 0
+        self._num_spares = num_spares(requests, spares)
         if self._keep and is_anywhere:
             self._have_spares(len(requests) + spares)
             for process, request in zip(self._spare, requests, strict=False):
@@ -140,7 +142,7 @@ class RayCluster:
             calls = {name: lambda process=process: process.probe.remote(mark, text) for name, process in firsts.items()}
             refs = {name: call() for name, call in calls.items()}
             for name, ref in refs.items():
-                seen = result_of(name, ref, calls[name])
+                seen = result_of(name, ref, calls[name], self._deadline_s)
                 if why := refusal(name, seen["node"], seen, run_dir):
                     raise UserError(why)
 
@@ -159,7 +161,7 @@ class RayCluster:
         refs = {names: self._build(names, assignments) for names in processes}
         found: dict[str, dict[str, Any]] = {}
         for names, ref in refs.items():
-            reports = result_of(names[0], ref, lambda names=names: self._build(names, assignments))
+            reports = result_of(names[0], ref, lambda names=names: self._build(names, assignments), self._deadline_s)
             found |= self._found(names, reports)
         return found
 
@@ -180,7 +182,7 @@ class RayCluster:
         calls = [lambda edge=edge: self._seats[edge.consumer].connect({edge.name: self._line(edge)}) for edge in edges]
         refs = [call() for call in calls]
         for edge, ref, call in zip(edges, refs, calls, strict=True):
-            result_of(edge.consumer, ref, call)
+            result_of(edge.consumer, ref, call, self._deadline_s)
 
     def _line(self, edge: Edge) -> Line:
         return self._seats[edge.consumer].line_to(self._seats[edge.producer])
@@ -347,7 +349,7 @@ class RayCluster:
             self._spare = []
         self._places.close()
         self._seats, self._places, self._runs, self._asked, self._told = {}, RayPlaces(), {}, {}, Told()
-        self._joining = Joining(self._wait_s)
+        self._joining = Joining(self._wait_s, self._deadline_s)
         if self._started_ray and not self._keep:
             ray.shutdown()
 

@@ -11,7 +11,6 @@ import ray
 
 from orchestrator.cluster.contract import Assignment, Ended, Request
 from orchestrator.cluster.ray_bundles import SAY_EVERY_S, missing, say_aloud
-from orchestrator.cluster.ray_calls import START_DEADLINE_S
 
 SAY_FIRST_S = 10.0
 """A process that has its place needs some seconds to start."""
@@ -43,11 +42,12 @@ class Joining:
 
     Args:
         wait_s: longest wait for a process.
+        deadline_s: longest wait for it to build the actors.
         say: told every 30 s what a process is waited for that does not come.
     """
 
-    def __init__(self, wait_s: float, say: Callable[[str], None] = say_aloud) -> None:
-        self._wait_s, self._say = wait_s, say
+    def __init__(self, wait_s: float, deadline_s: float, say: Callable[[str], None] = say_aloud) -> None:
+        self._wait_s, self._deadline_s, self._say = wait_s, deadline_s, say
         self._builds: dict[Any, Build] = {}
 
     def __len__(self) -> int:
@@ -92,8 +92,8 @@ class Joining:
     def _look(self, build: Build) -> Ended | None:
         now, names = time.monotonic(), build.request.names
         if _has_process(build, now):
-            reason = f"its next life was not ready within {START_DEADLINE_S:.0f} s"
-            is_late = now - build.since_s > START_DEADLINE_S
+            reason = f"its next life was not ready within placement.deadline_s = {self._deadline_s:.0f} s"
+            is_late = now - build.since_s > self._deadline_s
             return Ended(names[0], reason=reason, died=True) if is_late else None
         waited_s = now - build.since_s
         if waited_s < self._wait_s and not self._is_due(build, now):

@@ -174,7 +174,8 @@ class KillSection(Section):
     """block0, block1, ..., source, or orchestrator."""
     at: Point = "step"
     """step: before a batch is trained on; snapshot: when it is taken; half written, before rename, written: of a file
-    of a checkpoint; restored: when another life has read its snapshot."""
+    of a checkpoint; restored: when another life has read its snapshot; pruning, half pruned: before old checkpoints are
+    deleted, and after the first (the orchestrator's)."""
     batch: int | None = Field(default=None, ge=0)
     """Batch id or position; default: the first time that the place is reached."""
     lives: int = Field(default=1, ge=1)

@@ -94,7 +94,7 @@ class Chain:
     def _program(self, j):
         return BlockProgram(
             self.blocks[j], self.specs[j].edges, Times(),
-            snapshot=lambda position: None, report=lambda sums: None, trained=lambda message, edge: None,
+            snapshot=lambda position, orders: None, report=lambda sums: None, trained=lambda message, edge: None,
         ).run()  # fmt: skip
 
     @staticmethod

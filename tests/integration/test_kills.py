@@ -168,17 +168,32 @@ def command(folder, *words):
     return {"args": [sys.executable, "-m", "orchestrator", *arguments], "cwd": ROOT, "env": environment}
 
 
+def actors_of(driver):
+    """Return the processes below a driver that hold or wait for an actor."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+    below = {driver}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {pid for pid in below if names[pid].startswith("ray::RayHost")}
+
+
 def test_a_killed_driver_leaves_no_actor_and_the_same_command_goes_on(tmp_path):
     folder = tmp_path / "run"
-    with subprocess.Popen(**command(folder), start_new_session=True) as process:
+    with subprocess.Popen(**command(folder, "recovery.spares=1"), start_new_session=True) as process:
         try:
             wait_until(lambda: any(folder.glob("checkpoints/*/manifest.json")), "a checkpoint")
             wait_until(lambda: read_status(folder)["blocks"], "a status that names the blocks")
-            pids = [block["pid"] for block in read_status(folder)["blocks"]]
+            wait_until(lambda: len(actors_of(process.pid)) == 4, "the source's, two blocks' and a spare's process")
+            pids = actors_of(process.pid)
+            assert pids > {block["pid"] for block in read_status(folder)["blocks"]}
         finally:
             os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the blocks' processes to end")
-    assert pids and not (folder / "summary.json").exists()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all actors' processes to end")
+    assert not (folder / "summary.json").exists()
     subprocess.run(**command(folder), check=True, timeout=DEADLINE_S)
     whole = command(tmp_path / "whole", "placement.backend=in_process")
     subprocess.run(**whole, check=True, timeout=DEADLINE_S)

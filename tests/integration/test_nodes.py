@@ -1,4 +1,4 @@
-"""Blocks on Ray nodes that differ: labels, resources, kinds of GPU, cores; nodes that come late; bad addresses.
+"""Blocks on Ray nodes that differ: labels, resources, kinds of GPU, cores; nodes that come late.
 
 The nodes are real, on one machine. What trains is a process of its own, since this one may have a Ray already.
 """
@@ -6,7 +6,6 @@ The nodes are real, on one machine. What trains is a process of its own, since t
 import json
 import os
 import queue
-import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +14,10 @@ import time
 import pytest
 import yaml
 
-from actors.errors import UserError
 from orchestrator import control
-from orchestrator.cli import main
 from orchestrator.cluster import ray_bundles
 from orchestrator.cluster.contract import Request
 from orchestrator.config import resolved
-from orchestrator.job_directory import JOB
 from tests.conftest import ROOT
 from tests.integration.test_ending import read_status, wait_until
 from tests.runs import config_of, run
@@ -337,37 +333,6 @@ def test_a_bundle_says_what_its_actor_takes():
     assert not request.is_anywhere and Request(("block0",), 2).is_anywhere
 
 
-@pytest.fixture
-def closed_port():
-    """A port of loopback where nothing listens, and nobody can start to."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
-
-
-def test_an_address_where_no_cluster_answers_is_refused(monkeypatch, capsys, tmp_path, closed_port):
-    ray_cluster = pytest.importorskip("orchestrator.cluster.ray_cluster")
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(ROOT / "configs" / "quickstart.yaml"), f"run_dir={tmp_path / 'run'}"])
-    written = capsys.readouterr().err
-    assert ended.value.code == 2 and written.count("\n") == 1
-    assert f"RAY_ADDRESS: nothing answers at 127.0.0.1:{closed_port}" in written and "check the address" in written
-
-
-@pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "headnode", "127.0.0.1", "127.0.0.1:637900", ""]
-)
-def test_an_address_of_another_kind_is_refused_in_one_sentence(monkeypatch, address):
-    ray_session = pytest.importorskip("orchestrator.cluster.ray_session")
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError, match="expected HOST:PORT of a cluster's head") as refused:
-        ray_session.init_ray(None)
-    message = str(refused.value)
-    assert f"RAY_ADDRESS: got {address!r}" in message and "\n" not in message and "unlocked submit" in message
-
-
 @pytest.mark.parametrize(
     ("change", "got"),
     [
@@ -398,15 +363,3 @@ def test_slurm_s_script_waits_for_nodes_and_says_how_many_have_not_come(nodes, c
     assert few.returncode == 1 and f"2 of 9 nodes have joined {nodes.address} after 0 s" in few.stderr
     none = run_python(nodes, wait.format(1, f"'127.0.0.1:{closed_port}'"))
     assert none.returncode == 1 and f"no Ray head answers at 127.0.0.1:{closed_port} after 0 s" in none.stderr
-
-
-def test_a_job_s_own_variables_are_not_told_to_ray_twice(monkeypatch):
-    ray_session = pytest.importorskip("orchestrator.cluster.ray_session")
-    merge = pytest.importorskip("ray.runtime_env.runtime_env")._merge_runtime_env
-    own = {"MALLOC_TRIM_THRESHOLD_": "1", "MINE": "2"}
-    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "x", "env_vars": own}}))
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    merged = merge({"env_vars": own}, {"env_vars": ray_session.new_variables()})
-    assert merged is not None and own.items() < merged["env_vars"].items()
-    monkeypatch.delenv(JOB)
-    assert ray_session.new_variables()["MALLOC_TRIM_THRESHOLD_"] == "1"

@@ -19,6 +19,7 @@ from actors.fail_points import ProcessKilled
 from actors.storage import LocalStorage
 from actors.transport.outbox import Outbox
 from orchestrator.progress import TrainingProgress
+from orchestrator.run_directory import RunDirectory
 from tests.runs import Replacing, block_weights, run
 
 MLP = Replacing(name="mlp", widths=[12, 10, 8], blocks=4)
@@ -136,6 +137,21 @@ def test_a_block_that_dies_while_its_snapshot_is_written_changes_no_weight(tmp_p
 def test_a_block_that_dies_at_the_last_batch_changes_no_weight(tmp_path_factory):
     assert_unchanged(tmp_path_factory, "pipelined", [kill("block2", 21)])
     assert_unchanged(tmp_path_factory, "local", [kill("block0", 21)])
+
+
+def test_the_status_goes_on_while_a_block_is_lost_and_says_which(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 0.0)
+    written, write = [], RunDirectory.write_status
+    monkeypatch.setattr(
+        RunDirectory, "write_status", lambda self, status: (written.append(status), write(self, status))
+    )
+    settings = {**KEEPING, "recovery": {"mode": "local", "backoff_s": 0.5}}
+    got = run(tmp_path / "run", **settings, faults={"kill": [kill("block1", 11)]})
+    assert [event["actor"] for event in got.events if event["event"] == "lost"] == ["block1"]
+    meanwhile = [status for status in written if status["reason"]]
+    assert meanwhile and meanwhile[0]["reason"].startswith("block1 is lost (its process died")
+    assert [block["name"] for block in meanwhile[0]["blocks"]] == ["block0", "block1", "block2"]
+    assert got.status == "completed" and written[-1]["reason"] is None
 
 
 def test_many_deaths_change_no_weight(tmp_path_factory):

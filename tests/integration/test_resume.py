@@ -50,6 +50,15 @@ def test_a_driver_that_dies_while_it_commits_is_followed_by_one_that_goes_on(tmp
     assert resumed == (after if at == "written" else before)
 
 
+@pytest.mark.parametrize("at", ["pruning", "half pruned"])
+def test_a_driver_that_dies_while_it_deletes_old_checkpoints_loses_nothing(tmp_path, pipelined, at):
+    keep_one = {**EVERY, "checkpoint": {"every_batches": 4, "keep": 1}}
+    killed(tmp_path / "run", at, 11, **PIPELINED, **keep_one)
+    got = run(tmp_path / "run", **PIPELINED, **keep_one)
+    assert outcome(got) == outcome(pipelined) and got.status == "completed"
+    assert [event["position"] for event in got.events if event["event"] == "resumed"] == [11]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_exactly(tmp_path, method):
     whole = run(tmp_path / "whole", **METHODS[method], **EVERY)

@@ -39,12 +39,12 @@ def test_a_run_that_waits_says_what_for_again_and_again(bundles):
 class Waiting:
     """Actors whose next life is built in a process that asks for this."""
 
-    def __init__(self, wait_s, *, is_outside=False, **options):
+    def __init__(self, wait_s, deadline_s=600.0, *, is_outside=False, **options):
         from orchestrator.cluster.ray_host import remote_host
         from orchestrator.cluster.ray_joining import Joining
 
         self.said = []
-        self.joining = Joining(wait_s, self.said.append)
+        self.joining = Joining(wait_s, deadline_s, self.said.append)
         self.process = remote_host(2).options(**options).remote()
         self.call = self.process.assign.remote([])
         self.joining.add(self.call, self.process, ASKED, {}, is_outside=is_outside)
@@ -72,11 +72,16 @@ def test_another_process_that_finds_no_place_is_waited_for_aloud_and_as_long_as_
     ray_session.kill(waiting.process)
 
 
-def test_a_process_that_waits_for_its_place_is_no_failure(bundles, ray_session, monkeypatch):
-    from orchestrator.cluster import ray_joining
+def test_spares_that_no_block_could_use_are_not_kept_in_silence(bundles):
+    said = []
+    assert bundles.num_spares([Request((), 1.0)], 2, said.append) == 2 and said == []
+    assert bundles.num_spares([Request((), 1.0), ASKED], 0, said.append) == 0 and said == []
+    assert bundles.num_spares([Request((), 1.0), ASKED], 2, said.append) == 0
+    assert len(said) == 1 and said[0].startswith("recovery.spares: got 2, and blocks that ask for")
 
-    monkeypatch.setattr(ray_joining, "START_DEADLINE_S", SOON_S)
-    waiting = Waiting(600.0, **NEVER)
+
+def test_a_process_that_waits_for_its_place_is_no_failure(bundles, ray_session):
+    waiting = Waiting(600.0, SOON_S, **NEVER)
     assert waiting.look_until(lambda: len(waiting.said) >= 3) == []
     assert waiting.joining.names == {"block0", "block1"} and waiting.joining.refs == [waiting.call]
     ray_session.kill(waiting.process)
@@ -86,10 +91,9 @@ def test_a_process_that_is_there_and_does_not_build_is_one_and_says_nothing(bund
     from orchestrator.cluster import ray_joining
 
     monkeypatch.setattr(ray_joining, "SAY_FIRST_S", DEADLINE_S)
-    monkeypatch.setattr(ray_joining, "START_DEADLINE_S", SOON_S)
-    waiting = Waiting(600.0, is_outside=True, num_cpus=0)
+    waiting = Waiting(600.0, SOON_S, is_outside=True, num_cpus=0)
     ended = waiting.look_until(lambda: False)
-    assert ended == [Ended("block0", reason="its next life was not ready within 0 s", died=True)]
+    assert ended == [Ended("block0", reason="its next life was not ready within placement.deadline_s = 0 s", died=True)]
     assert waiting.said == [] and waiting.joining.stranded() == []
     ray_session.kill(waiting.process)
 

@@ -73,7 +73,7 @@ class RecordedChain(Chain):
         self.orders[batch_id] = Flags.SNAPSHOT
 
     def _program(self, j):
-        def take_over(position):
+        def take_over(position, orders):
             fresh = Block(self.specs[j], self.plan.shapes[j])
             tensors, tree = flatten(self.blocks[j].snapshot())
             fresh.restore(unflatten(copied(tensors), json.loads(json.dumps(tree))))

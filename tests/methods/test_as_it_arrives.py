@@ -38,7 +38,7 @@ class ArrivingChain(Chain):
         return ReplayProgram(
             self.blocks[j], self.specs[j].edges, Times(), ReplayBuffer(FIFO, draw=lambda n: 0),
             bound=lambda: None, num_batches=BATCHES, max_open=BATCHES, producer_version=int,
-            promise=lambda version: None, snapshot=lambda position: None, report=lambda evaluation: None,
+            promise=lambda version: None, snapshot=lambda position, orders: None, report=lambda evaluation: None,
             trained=lambda message: None,
         ).run()  # fmt: skip
 

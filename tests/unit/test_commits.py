@@ -1,15 +1,22 @@
 """When snapshots become a checkpoint, and what a storage that fails means for the run."""
 
 import json
+import shutil
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
-from actors.errors import UserError
-from actors.shard import stage, write_shard
-from actors.storage import RemoteStorage
+from actors.errors import RunError, UserError
+from actors.messages import Flags
+from actors.shard import shard_bytes, stage, write_shard
+from actors.storage import LocalStorage, RemoteStorage
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.commits import Commits
 from orchestrator.lease import Lease
+
+DEADLINE_S = 20.0
 
 
 class StoreError(Exception):
@@ -19,12 +26,12 @@ class StoreError(Exception):
 class Written:
     """Commits of one block's snapshots at an fsspec address that may fail."""
 
-    def __init__(self, address, monkeypatch):
+    def __init__(self, address, monkeypatch, *, in_background=False):
         self.storage, self.failing = RemoteStorage(f"memory://{address}"), set()
         self.now = 0.0
         self.fence = lambda: None
         checkpoints = Checkpoints(self.storage, "run", fence=lambda: self.fence())
-        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now)
+        self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now, in_background=in_background)
         self.shards, self.positions = {}, {}
         for name in ("read", "write", "names", "delete"):
             monkeypatch.setattr(self.storage, name, self._failing(name, getattr(self.storage, name)))
@@ -37,14 +44,14 @@ class Written:
 
         return call
 
-    def snapshot(self, position):
+    def snapshot(self, position, orders=Flags.NONE, errors=None, **how):
         """A block's snapshot has been written; return the positions that are committed now."""
         failing, self.failing = self.failing, set()
         self.shards[position] = vars(write_shard(self.storage, f"batch-{position:09d}/block0.1", stage({})))
         self.failing = failing
-        self.positions[position] = {"batch": position, "orders": 0}
-        block = {"name": "block0", "shards": self.shards, "snapshot_errors": {}}
-        return [done.position for done in self.commits.note({"positions": self.positions}, [block])]
+        self.positions[position] = {"batch": position, "orders": int(orders)}
+        block = {"name": "block0", "shards": self.shards, "snapshot_errors": errors or {}}
+        return [done.position for done in self.commits.note({"positions": self.positions}, [block], **how)]
 
     @property
     def stored(self):
@@ -89,3 +96,87 @@ def test_once_another_orchestrator_has_taken_over_nothing_is_committed_and_nothi
     with pytest.raises(UserError, match="is being trained by"):
         written.commits.checkpoints.prune(1, 3)
     lease.release()
+
+
+def test_a_run_whose_last_snapshot_is_missing_does_not_end_well_though_an_older_one_is_committed_later(
+    tmp_path, monkeypatch
+):
+    written = Written(tmp_path.name, monkeypatch)
+    assert written.snapshot(3) == [3]
+    assert written.snapshot(7, errors={9: "disk full"}) == [7]
+    with pytest.raises(RunError, match=r"what was learned after batch 7 is not saved: .*batch 9 was not written"):
+        written.commits.check_last()
+    assert written.snapshot(11, Flags.LAST) == [11]
+    written.commits.check_last()
+
+
+def test_a_slow_storage_is_waited_for_beside_the_loop_and_at_the_end(tmp_path, monkeypatch):
+    written, opened = Written(tmp_path.name, monkeypatch, in_background=True), threading.Event()
+    read = written.storage.read
+
+    def slow_read(name):
+        assert opened.wait(DEADLINE_S)
+        return read(name)
+
+    monkeypatch.setattr(written.storage, "read", slow_read)
+    assert written.snapshot(3) == [] and written.snapshot(7) == [] and not written.commits.has_news
+    opened.set()
+    until = time.monotonic() + DEADLINE_S
+    while not written.commits.has_news:
+        assert time.monotonic() < until
+    assert written.commits.position == -1, "nothing changes before it is picked up"
+    assert written.snapshot(11, Flags.LAST, at_end=True) == [3, 7, 11]
+    assert written.commits.position == 11 and written.stored == [7, 11]
+
+
+def test_what_is_committed_beside_the_loop_is_fenced_and_its_refusal_ends_the_run(tmp_path, monkeypatch):
+    written, lease = Written(tmp_path.name, monkeypatch, in_background=True), Lease(tmp_path / "lease.json")
+    lease.acquire()
+    written.fence = lease.beat
+    lease.release()
+    with pytest.raises(UserError, match="has been given back"):
+        written.snapshot(3, at_end=True)
+    assert written.stored == []
+
+
+def test_all_return_to_a_checkpoint_that_is_just_being_committed(tmp_path, monkeypatch):
+    written = Written(tmp_path.name, monkeypatch, in_background=True)
+    told = written.snapshot(3)
+    written.commits.forget_uncommitted()
+    assert written.commits.position == 3
+    assert [*told, *written.snapshot(7, at_end=True)] == [3, 7], "and it is told of"
+
+
+def test_what_a_local_disk_does_not_delete_is_told_of_and_is_no_checkpoint_any_more(tmp_path, monkeypatch):
+    storage, rmtree = LocalStorage(str(tmp_path)), shutil.rmtree
+    checkpoints = Checkpoints(storage, "run")
+    for position in (3, 7, 11):
+        shard = write_shard(storage, f"batch-{position:09d}/block0.1", stage({}))
+        checkpoints.commit(position, [shard], {"batch": position, "orders": 0})
+
+    def stuck(path, *args, **kwargs):
+        if "000000003" in str(path):
+            raise OSError("Device or resource busy")
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", stuck)
+    with pytest.raises(OSError, match="busy"):
+        checkpoints.prune(1, 11)
+    assert storage.folders() == ["batch-000000003", "batch-000000011"], "the others are deleted"
+    assert [found.position for found in checkpoints.all()[0]] == [11] and checkpoints.all()[1] == []
+
+
+def test_errors_of_a_store_s_own_kind_are_one_sentence(tmp_path, monkeypatch):
+    storage = RemoteStorage(f"memory://{tmp_path.name}")
+    written = write_shard(storage, "batch-000000003/block0.1", stage({}))
+    checkpoints = Checkpoints(storage, "run")
+    checkpoints.commit(3, [written], {"batch": 3, "orders": 0})
+
+    def refuse(*args, **kwargs):
+        raise StoreError("Unable to locate credentials")
+
+    monkeypatch.setattr(storage, "_files", SimpleNamespace(glob=refuse, cat_file=refuse, invalidate_cache=bool))
+    with pytest.raises(RunError, match=r"can't be listed \(StoreError: Unable to locate credentials\)"):
+        checkpoints.resume_point(is_finished=False)
+    with pytest.raises(RunError, match=r"can't be read \(StoreError: Unable to locate credentials\)"):
+        shard_bytes(storage, written)

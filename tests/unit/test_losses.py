@@ -7,7 +7,7 @@ import pytest
 from actors.block_actor import BlockActor
 from actors.errors import RunError
 from actors.shard import ShardFile
-from actors.step_mark import StepMark, marked_batch
+from actors.step_mark import StepMark, marked_batch, was_computing
 from orchestrator.cluster.contract import Ended
 from orchestrator.plan import make_plan
 from orchestrator.recovery import Recovery
@@ -60,12 +60,14 @@ class Run:
 
     def report(self, version, names=None, lost=0, **facts):
         receives = {"an edge": {"lost": lost}}
-        one = {"version": version, "busy_s": 0.0, "done": False, "receives": receives, **facts}
+        one = {"version": version, "busy_s": 0.0, "computed_s": 0.0, "done": False, "receives": receives, **facts}
         self.recovery.heard(dict.fromkeys(self.names if names is None else names, one))
 
     def mark(self, name, batch):
         """Let a life of a block begin the step of a batch."""
-        StepMark(str(self.directory.step_mark(name))).set(batch)
+        mark = StepMark(str(self.directory.step_mark(name)))
+        mark.set(batch)
+        return mark
 
     def lose(self, name, reason="its process died", **facts):
         self.recovery.lost(Ended(name, reason=reason, **{"died": True, **facts}))
@@ -84,6 +86,35 @@ def test_a_process_that_dies_in_the_same_step_in_three_lives_ends_the_run(tmp_pa
     run.mark("block1", 7)
     with pytest.raises(RunError, match="block1 died during the step of batch 7 in 3 consecutive lives"):
         run.lose("block1")
+
+
+def test_processes_that_die_while_they_wait_die_of_no_batch(tmp_path):
+    """Paused, idle, or behind a slow neighbour: what a block is killed of there is not the batch that it has done."""
+    run = Run(tmp_path / "run")
+    for _ in range(4):
+        mark = run.mark("block1", 7)
+        mark.enter("compute")
+        mark.enter("wait_input")
+        run.lose("block1")
+        run.recovery.joined("block1")
+    assert run.replaced == ["block1"] * 4
+    run.mark("block1", 7)
+    run.lose("block1", "ValueError", died=False)
+    run.recovery.joined("block1")
+    run.mark("block1", 7).enter("evaluate")
+    with pytest.raises(RunError, match="raised at batch 7 in 2 lives"):
+        run.lose("block1", "ValueError", died=False)
+
+
+def test_a_block_marks_what_it_computes(tmp_path):
+    config = config_of(tmp_path / "run")
+    plan, mark = make_plan(config), str(tmp_path / "block1")
+    actor = BlockActor(replace(block_spec(config, plan, 1, "run"), step_mark=mark), plan.shapes[1])
+    actor.times.start()
+    assert not was_computing(mark)
+    with actor.times.within("compute"):
+        assert was_computing(mark)
+    assert not was_computing(mark)
 
 
 def test_lives_that_die_before_they_have_begun_count_against_no_batch(tmp_path):

@@ -31,7 +31,7 @@ def started():
     program = ReplayProgram(
         Idle(), EDGES, Times(), ReplayBuffer(ReplaySettings(), draw=lambda n: 0),
         bound=lambda: None, num_batches=9, max_open=9, producer_version=int, promise=lambda version: None,
-        snapshot=lambda position: None, report=lambda evaluation: None, trained=lambda message: None,
+        snapshot=lambda position, orders: None, report=lambda evaluation: None, trained=lambda message: None,
     )  # fmt: skip
     return program.run()
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import socket
 import stat
 import threading
 import time
@@ -175,6 +176,34 @@ def test_a_holder_that_was_taken_over_learns_of_it_at_once(tmp_path):
         lease.beat()
     lease.release()
     assert json.loads((tmp_path / "lease.json").read_text())["epoch"] == 9
+
+
+def test_a_holder_on_another_machine_of_the_same_name_is_waited_for_too(tmp_path):
+    slept = []
+    held_elsewhere(tmp_path / "lease.json", 1.0, host=socket.gethostname())
+    lease = Lease(tmp_path / "lease.json", sleep=slept.append)
+    lease.acquire()
+    assert lease.epoch == 5 and slept
+    lease.release()
+
+
+def test_of_two_that_take_a_lease_at_once_where_locks_do_not_reach_one_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.lease.fcntl.flock", lambda *args: None)
+    path = tmp_path / "lease.json"
+    held_elsewhere(path, SILENT_S * 2)
+    before = path.read_text()
+    first, second = Lease(path), Lease(path)
+    first.acquire()
+    path.write_text(before)  # the second has read it before the first has written
+    second.acquire()
+    assert first.epoch == second.epoch == 5
+    assert second.is_held and not first.is_held
+    second.beat()
+    with pytest.raises(UserError, match="is being trained by"):
+        first.beat()
+    first.release()
+    assert second.is_held, "and giving it back takes it from nobody"
+    second.release()
 
 
 def test_fresh_clears_what_a_run_writes_and_nothing_else(tmp_path):
