@@ -58,7 +58,7 @@ def theory_overlapping(m, s):
 
 
 def theory_reach_3(m, s):
-    """A block pulls back three times: its own loss and the next one's to its input, b / 2 each, then all to its weights.
+    """A block pulls back three times: its own loss and the next one's to its input, b / 2 each, all to its weights, b.
 
     The longest cycle is that of the last three blocks: later_(K-3)(t) -> F_(K-3) -> F_(K-2) -> F_(K-1)(t + D), then the
     last one pulls back all at once, b, and block K - 2 to its input and its weights, b / 2 + b, before it sends;
