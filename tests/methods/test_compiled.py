@@ -56,3 +56,10 @@ def test_layers_compiled_to_machine_code_train_as_plain_ones_do(compiled_graphs,
     for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
         for g, e in zip(got, expected, strict=True):
             torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"training\.compile: got true, but no C\+\+ compiler"):
+        cnn_config(training={"epochs": 1, "compile": True})

@@ -387,15 +387,6 @@ def test_a_block_says_which_steps_may_compile(monkeypatch, compile):
     assert said == [compile, False, compile, compile] + [False] * 4
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    from actors.errors import UserError
-
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"training\.compile: got true, but no C\+\+ compiler"):
-        cnn_config(training={"epochs": 1, "compile": True})
-
-
 def test_gradients_of_two_precisions_differ():
     """Else the comparisons above would say nothing."""
     exact, half = (trained(name, num_batches=1, optimizer=RESTING) for name in ("fp32", "fp16"))
