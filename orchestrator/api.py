@@ -69,6 +69,8 @@ def train(
     try:
         if fresh:
             directory.begin(config)
+        elif plan.phase_batches is not None:
+            _check_turns(config, plan, directory)
         _recut(config, plan, directory, lease)
         directory.keep(config)
         return _train(config, plan, directory, lease, is_new=is_new, progress=progress, cluster=cluster)
@@ -76,10 +78,32 @@ def train(
         lease.release()
 
 
+def _check_turns(config: RunConfig, plan: Plan, directory: RunDirectory) -> None:
+    """Refuse more epochs for a run of one block after another that is past block 0's turn.
+
+    Raises:
+        UserError: the run goes on from a batch of another block.
+    """
+    held_epochs = directory.held_epochs()
+    if held_epochs == config.training.epochs:
+        return  # verifying a checkpoint reads all of it
+    found = _checkpoints(config, plan, directory).resume_point(is_finished=False).checkpoint
+    if found is not None and found.position >= held_epochs * plan.batches_per_epoch:
+        raise UserError(
+            f"training.epochs: got {config.training.epochs}, but {directory.path} goes on from batch "
+            f"{found.position + 1}, past the turn of block 0 with {held_epochs} epochs, and each block would need the "
+            f"epochs at its turn; set training.epochs={held_epochs} or choose another run_dir"
+        )
+
+
+def _checkpoints(config: RunConfig, plan: Plan, directory: RunDirectory) -> Checkpoints:
+    storage = open_storage(directory.checkpoint_address(config.checkpoint.uri))
+    return Checkpoints(storage, directory.run_id, cut=plan.blocks)
+
+
 def _recut(config: RunConfig, plan: Plan, directory: RunDirectory, lease: Lease) -> None:
     """Put the checkpoint that the run goes on from together anew, if it was cut into other blocks."""
-    storage = open_storage(directory.checkpoint_address(config.checkpoint.uri))
-    checkpoints = Checkpoints(storage, directory.run_id, cut=plan.blocks)
+    checkpoints = _checkpoints(config, plan, directory)
     if not any(checkpoint.is_cut_otherwise(plan.blocks) for checkpoint in checkpoints.all()[0]):
         return  # verifying one reads all of it
     found = checkpoints.resume_point(is_finished=directory.is_finished).checkpoint

@@ -195,6 +195,7 @@ def methods(
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("", "name", "feedback", "locks removed", "paper", "what it does")
+    table.caption = "feedback and locks are those of a rule's default settings; other settings may remove more or fewer"
     for row in rows:
         is_rule = row["kind"] == "rule"
         locks = (", ".join(row["removes_locks"]) or "none") if is_rule else ""

@@ -353,7 +353,7 @@ class Orchestrator:
             test_loss=mean_loss(tested),
             validation_accuracy=accuracy(last_evaluation(last, "validation")),
             ensemble_accuracy=ensemble_accuracy(tested),
-            samples_per_s=(self._num_samples(trained) - self._num_samples(before)) / self.wall_s,
+            samples_per_s=self._samples_per_block(before, trained) / self.wall_s,
             wall_s=self.wall_s,
             epochs=epochs,
             seed=self.config.seed,
@@ -371,6 +371,11 @@ class Orchestrator:
     def _was_stopped(self, trained: int) -> bool:
         """Whether batches are left; blocks that take what comes may need fewer than the source has."""
         return trained < self.num_batches and (self.stop_asked or not is_unordered(self.config))
+
+    def _samples_per_block(self, first: int, end: int) -> float:
+        """Return how many samples of batches first..end-1 a block has trained on, the mean of all blocks."""
+        turns = 1 if self.plan.phase_batches is None else len(self.names)
+        return (self._num_samples(end) - self._num_samples(first)) / turns
 
     def _num_samples(self, num_batches: int) -> int:
         """Return the samples in the first batches of the run."""

@@ -20,6 +20,7 @@ from actors.networks.network import network_layers
 from actors.objective import Objective
 from actors.plugins import plugin_class
 from actors.spec import RawInput
+from orchestrator.batch_norms import batch_norms
 from orchestrator.codecs import edge_codecs
 from orchestrator.config import RunConfig
 from orchestrator.specs import data_spec, is_unordered, network_spec
@@ -74,13 +75,16 @@ def make_plan(config: RunConfig) -> Plan:
     number = config.network.blocks
     assert number != "auto" or config.network.cuts is not None, "resolved before"
     blocks = cut_layers([layer.name for layer in layers], None if number == "auto" else number, config.network.cuts)
-    modules, shapes = _shapes(layers, blocks, data.input_shape, config.seed)
-    if batches.last_batch_size == 1 and any(_has_batch_norm(module) for module in modules):
-        raise UserError(
-            f"data.batch_size: got {config.data.batch_size}, which leaves a last batch of one sample of "
-            f"{len(data.train)}, and batch norm needs two; choose another batch size or data.limit"
-        )
+    bodies, shapes = _shapes(layers, blocks, data.input_shape, config.seed)
     needs = _needs(config, len(blocks))
+    raw = RawInput(data.input_shape, data.train.mean, data.train.std)
+    if batches.last_batch_size == 1:
+        found = next(batch_norms(config, needs, layers, bodies, shapes, raw, data.num_classes), None)
+        if found is not None:
+            raise UserError(
+                f"data.batch_size: got {config.data.batch_size}, which leaves a last batch of one sample of "
+                f"{len(data.train)}, and batch norm needs two ({found} has it); choose another batch size or data.limit"
+            )
     if is_unordered(config) and any("raw_input" in need.fields for need in needs):
         raise UserError(
             f"objective: {config.objective.name or config.objective.factory!r} needs the network's input beside the "
@@ -97,10 +101,10 @@ def make_plan(config: RunConfig) -> Plan:
     rule = _rule(config)
     return Plan(
         blocks=tuple(tuple(block) for block in blocks),
-        shapes=shapes,
+        shapes=shapes[:-1],
         needs=tuple(needs),
         wiring=wiring,
-        raw=RawInput(data.input_shape, data.train.mean, data.train.std),
+        raw=raw,
         num_classes=data.num_classes,
         num_samples=len(data.train),
         batches_per_epoch=batches.batches_per_epoch,
@@ -149,7 +153,10 @@ def _needs(config: RunConfig, num_blocks: int) -> list[Needs]:
 def _shapes(
     layers: Sequence[Layer], blocks: Sequence[Sequence[str]], shape: tuple[int, ...], seed: int
 ) -> tuple[list[Body], tuple[tuple[int, ...], ...]]:
-    """Build every block once and pass shapes through, without memory for the weights of a large one."""
+    """Build every block once and pass shapes through, without memory for the weights of a large one.
+
+    Returns the bodies, and the shape of one sample of every block's input and of the last one's output.
+    """
     by_name = {layer.name: layer for layer in layers}
     bodies, shapes = [], [tuple(shape)]
     for names in blocks:
@@ -158,13 +165,9 @@ def _shapes(
             body = Body([by_name[name] for name in names], seed=seed)
         shapes.append(body.output_shape(shapes[-1]))
         bodies.append(body)
-    return bodies, tuple(shapes[:-1])
+    return bodies, tuple(shapes)
 
 
 def _weightless(layers: Sequence[Layer], seed: int) -> Body:
     with torch.device("meta"):
         return Body(layers, seed=seed)
-
-
-def _has_batch_norm(body: Body) -> bool:
-    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in body.modules())

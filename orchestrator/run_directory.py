@@ -123,6 +123,14 @@ class RunDirectory:
                 self._check_own(f"{section}.factory")
         return config_from_mapping(held, catalog)
 
+    def held_epochs(self) -> int:
+        """Return the epochs that the run was last given.
+
+        Raises:
+            UserError: its config is damaged.
+        """
+        return self._read_config()["training"]["epochs"]
+
     def _check_own(self, key: str) -> None:
         for path in (self.path, self.config_yaml):
             if path.stat().st_uid != os.getuid():

@@ -23,6 +23,7 @@ class Summary:
     test_loss: float | None
     validation_accuracy: float | None
     samples_per_s: float
+    """Samples that a block trains on per second, the mean of all blocks: under `sequential` each has its turn."""
     wall_s: float
     epochs: int
     seed: int

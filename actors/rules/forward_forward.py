@@ -10,9 +10,12 @@ An evaluation travels as [(num_classes + 1) B, ...]: the neutral stream, then ev
 Accuracy is the readout's. `ensemble_correct` counts the paper's other answer, the label under which the
 goodness of all hidden blocks but the first (of the first, if it is the only one) adds up highest.
 
-Unlike in the paper the readout sees the highest hidden block, not all but the first; wrong labels are drawn
-evenly, not by how likely the network finds them. With batch norm the streams share their statistics. Meant for
-full layers: a convolution sees the label in a corner of the image only, and its goodness hardly tells labels apart.
+Unlike in the paper a sample counts as positive from a mean square of 0.1 per unit (`threshold`; there 1, the
+number of units for a sum), the loss is scaled so that its gradient's length does not grow with them, and what is
+handed on has a root mean square of 1 in place of a length of 1. The readout sees the highest hidden block, not
+all but the first; wrong labels are drawn evenly, not by how likely the network finds them. With batch norm the
+streams share their statistics. Meant for full layers: a convolution sees the label in a corner of the image only,
+and its goodness hardly tells labels apart.
 """
 
 from __future__ import annotations

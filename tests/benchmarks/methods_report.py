@@ -14,11 +14,14 @@ from tests.benchmarks.methods_table import Causes, markdown, rows
 
 START, END = "<!-- methods:start -->", "<!-- methods:end -->"
 LEGEND = (
-    "± is the half width of a 95 % interval (Student's t over the seeds); gaps and gains are in points of accuracy and "
-    "paired by seed. A gap is met unless its whole interval lies above the target; a gain is shown only if its whole "
-    "interval lies above 0. Traffic is per kind of edge: how many edges, and the mean of each; in `greedy_layerwise` "
-    "every block has its own epochs. Samples/s are from short runs over Ray, the median, all blocks on this machine. "
-    "After more epochs: {longer} times as many at the same rates, for methods that miss their gap and for backprop."
+    "± is the half width of a 95 % interval (Student's t over the seeds); gaps and gains are in points of accuracy "
+    "and paired by seed. A gap is met unless its whole interval lies above the target; a gain is shown only if its "
+    "whole interval lies above 0. A rate with ↑ or ↓ is the highest or lowest that was tried: the search ended there,"
+    " and a better one may lie beyond. Traffic is per kind of edge: how many edges, and the mean of each. Samples/s "
+    "are from a short run over Ray, all blocks on this machine, or the median of as many as are named; a single one "
+    "is noisy. In `greedy_layerwise` every block has its own epochs: a sample counts once, when all blocks have "
+    "trained on it, and is sent up again for every block that trains later. After more epochs: {longer} times as many"
+    " at the same rates, for methods that miss their gap and for backprop."
 )
 
 

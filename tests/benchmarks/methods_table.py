@@ -26,6 +26,8 @@ Causes = Mapping[str, Mapping[str, str]]
 
 NO_CAUSE = "cause not found yet"
 TOO_FEW_SEEDS = "the seeds differ by more than the gain"
+HIGHEST, LOWEST = "↑", "↓"
+"""Of the rates that were tried."""
 FINE = ("", "met", "met within its interval", "better", NOT_JUDGED)
 HEADER = (
     "method", "test accuracy, %", "gap to backprop", "target", "gain over shallow", "rate",
@@ -45,8 +47,13 @@ class Row:
     behind: Interval | None
     """Gap to the method that this one must not be worse than."""
     rates: Mapping[str, float]
+    edges: Mapping[str, str]
+    """Of each rate: `HIGHEST` or `LOWEST` of those that were tried, both where no other was, else empty."""
     traffic: Mapping[str, float]
-    samples_per_s: float | None
+    paces: Sequence[float] = ()
+    """Samples/s of each run whose pace was taken."""
+    shallow_edges: Mapping[str, str] = field(default_factory=dict)
+    """As `edges`, of the baseline that the gain is over."""
     longer: Interval | None = None
     """The gap where both have trained for more epochs."""
     failures: list[str] = field(default_factory=list)
@@ -89,7 +96,6 @@ def _row(lines: Lines, network: str, method: str, accuracies: Mapping[str, Mappi
     own = accuracies.get(method, {})
     final = [line for line in lines if line["method"] == method and line["phase"] == "final"]
     timed = [line for line in lines if line["method"] == method and line["phase"] == "throughput"]
-    paces = [line["samples_per_s"] for line in timed if "samples_per_s" in line]
     other = NOT_WORSE_THAN.get(network, {}).get(method, "")
     return Row(
         network=network,
@@ -99,13 +105,26 @@ def _row(lines: Lines, network: str, method: str, accuracies: Mapping[str, Mappi
         gain=paired(own, accuracies.get("shallow", {})) if method != "shallow" else None,
         behind=paired(accuracies.get(other, {}), own),
         rates=final[-1]["rates"] if final else {},
+        edges=_edges(lines, method),
         traffic=next(
             (x["bytes_per_edge_and_sample"] for x in [*timed, *final] if "bytes_per_edge_and_sample" in x), {}
         ),
-        samples_per_s=statistics.median(paces) if paces else None,
+        paces=[line["samples_per_s"] for line in timed if "samples_per_s" in line],
+        shallow_edges=_edges(lines, "shallow"),
         longer=paired(*(_accuracies(lines, name, "longer") for name in ("backprop", method))),
         failures=_failures(lines, method),
     )
+
+
+def _edges(lines: Lines, method: str) -> dict[str, str]:
+    """Return where the rates of a method's final runs lie among those that were tried; a search may end at its edge."""
+    own = [line for line in lines if line["method"] == method]
+    tried = [line["rates"] for line in own if line["phase"] == "tuning"]
+    chosen = next((line["rates"] for line in own if line["phase"] == "final"), {}) if tried else {}
+    return {
+        name: HIGHEST * (rate == max(rates[name] for rates in tried)) + LOWEST * (rate == min(r[name] for r in tried))
+        for name, rate in chosen.items()
+    }
 
 
 def _accuracies(lines: Lines, method: str, phase: str = "final") -> dict[int, float]:
@@ -145,13 +164,26 @@ def _cells(row: Row, causes: Causes, refused: str | None) -> list[str]:
     notes = [f"refused: {refused}"] if refused else list(row.failures)
     if row.is_miss and row.accuracy is not None:
         notes.insert(0, _cause(row, causes))
-    pace = "" if row.samples_per_s is None else f"{row.samples_per_s:,.0f}"
     return [
         f"`{row.method}`", _shown(row.accuracy), _shown(row.gap, sign=True), _target(row),
-        " ".join(filter(None, [_shown(row.gain, sign=True), _marked(row.gain_verdict)])),
-        " / ".join(f"{rate:g}" for rate in row.rates.values()), _traffic(row.traffic), pace,
+        " ".join(filter(None, [_shown(row.gain, sign=True), _gain(row)])),
+        " / ".join(f"{rate:g}{row.edges.get(name, '')}" for name, rate in row.rates.items()),
+        _traffic(row.traffic), _pace(row.paces),
         "; ".join(notes).replace("|", "\\|"),
     ]  # fmt: skip
+
+
+def _gain(row: Row) -> str:
+    """The verdict; a baseline whose own search has ended at its edge might have done better."""
+    beyond = "".join(row.shallow_edges.values())
+    doubt = f" (shallow's rate {beyond})" if beyond and row.gain_verdict == "better" else ""
+    return _marked(row.gain_verdict) + doubt
+
+
+def _pace(paces: Sequence[float]) -> str:
+    if not paces:
+        return ""
+    return f"{statistics.median(paces):,.0f}" + (f" (median of {len(paces)})" if len(paces) > 1 else "")
 
 
 def _cause(row: Row, causes: Causes) -> str:

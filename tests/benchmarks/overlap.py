@@ -6,6 +6,7 @@ Devices are simulated: each block sleeps for its known forward and backward time
 is the real system over Ray. The measured period is the median time per batch of the last block, from the
 run's own timeline. The event model gets the nominal times and one measured figure, the time of a message: from
 the end of a block's forward step to the start of the next one's where nothing overlaps (backprop, s = 0).
+Each arm is a line of results/overlap.jsonl.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.methods_results import FOLDER
+from tests.benchmarks.methods_runs import commit, surroundings
 from tests.benchmarks.sleeping import UNITS
 
 OVERLAPPING = {"reach": 2, "losses": "every"}
@@ -81,7 +84,7 @@ def measured_period(steps: Starts, block: str) -> float:
     return median(slopes)
 
 
-def message_time(steps: Starts, num_blocks: int) -> float:
+def message_time(steps: Starts) -> float:
     """Return the median time between a block's forward step and the next one's of the same batch, in seconds."""
     waits = defaultdict(list)
     for (name, batch), (_, end) in steps.items():
@@ -104,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for name, (rule, settings, s) in ARMS.items():
         steps = train_arm(rule, settings, s, arguments, cluster)
         if name == "backprop s=0":
-            message_s = message_time(steps, arguments.blocks)
+            message_s = message_time(steps)
         got = measured_period(steps, f"block{arguments.blocks - 1}")
         model = {
             m: predict(rule, settings, num_blocks=arguments.blocks, delay_per_hop=s, costs=costs, message_s=m).period_s
@@ -113,13 +116,21 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         results.append(
             {
                 "arm": name, "blocks": arguments.blocks, "forward_s": costs.forward, "backward_s": costs.backward,
-                "message_s": message_s, "measured_s": got, "predicted_s": model[message_s],
-                "predicted_without_message_s": model[0.0], "ratio": got / model[message_s],
+                "batches": arguments.batches, "message_s": message_s, "measured_s": got,
+                "predicted_s": model[message_s], "predicted_without_message_s": model[0.0],
+                "ratio": got / model[message_s], "load": os.getloadavg()[0],
             }
         )  # fmt: skip
+        save(results[-1])
         if not arguments.json:
             print(row(results[-1]), flush=True)
     return results
+
+
+def save(result: dict[str, Any]) -> None:
+    """Keep the measurement of an arm."""
+    with (FOLDER / "overlap.jsonl").open("a") as file:
+        file.write(json.dumps(result | {"commit": commit()} | surroundings()) + "\n")
 
 
 def row(result: dict[str, Any]) -> str:

@@ -136,6 +136,19 @@ def test_the_command_prints_the_locks_that_every_rule_removes(capsys):
     assert printed == {rule: removed_by_intervention(rule) for rule in plugin_names("rule")}
 
 
+def test_the_table_has_every_rule_and_says_that_its_locks_are_those_of_default_settings(capsys, monkeypatch):
+    monkeypatch.setattr("orchestrator.cli.console.width", 400)
+    with pytest.raises(SystemExit):
+        main(["methods"])
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines()]
+    locks = {row[2]: row[4] for row in rows if row[1:2] == ["rule"]}
+    in_order = {rule: [lock for lock in ("forward", "update", "backward") if lock in declared(rule)] for rule in locks}
+    assert locks == {rule: ", ".join(found) or "none" for rule, found in in_order.items()}
+    assert set(locks) == set(plugin_names("rule"))
+    assert "those of a rule's default settings" in printed
+
+
 def test_removing_the_update_lock_removes_the_backward_lock():
     assert all("backward" in declared(case) for case in CASES if "update" in declared(case))
 

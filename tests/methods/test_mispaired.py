@@ -32,3 +32,52 @@ def test_a_message_that_overtakes_another_raises_and_its_block_learns_nothing_fr
     ):
         chain.advance()
     assert (chain.blocks[j].version, chain.blocks[j].digests()) == (T, before)
+
+
+BACKPROP, DIRECT, PREDICTED = (
+    {"name": "backprop"},
+    {"name": "direct_feedback_alignment"},
+    {"name": "synthetic_gradients"},
+)
+LATE = {
+    "from the next block": (BACKPROP, {"delay_per_hop": 2}, "block1->block0:feedback2", 0, "feedback from block 2"),
+    "from the last block": (DIRECT, {"delay_per_hop": 2}, "block2->block1:feedback2", 1, "feedback from block 2"),
+    "a synthesizer's target": (PREDICTED, {"delay_per_hop": 2}, "block1->block0:feedback1", 0, "feedback from block 1"),
+    "a late activation": (SYNTHETIC, {"delay_per_hop": 2}, "block0->block1", 1, "the predecessor's activation"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_late_input_that_overtakes_another_raises_and_its_block_learns_nothing_from_it(case):
+    rule, schedule, edge, j, what = LATE[case]
+    network = {"name": "cnn", "channels": [4, 4], "pool_after": [], "blocks": 3}
+    chain = HandDrivenChain(chain_config(network=network, rule=rule, schedule=schedule), 2 * BATCHES)
+    chain.stall_before_forward(j, 2 * T)
+    chain.advance()
+    expected, got = (message.batch_id for message in list(chain.queues[edge])[:2])
+    chain.swap(edge)
+    before = noted_before_late_input(chain.blocks[j])
+    chain.release()
+    with pytest.raises(MispairedMessage, match=f"{what} is for batch {got}, expected batch {expected}; nothing was"):
+        chain.advance()
+    assert got == expected + 1
+    assert state_of(chain.blocks[j]) == before[-1]
+
+
+def noted_before_late_input(block):
+    """The block's states, from now on, each time before it handles late input."""
+    noted = []
+
+    def watched(handle):
+        def noting(*arguments):
+            noted.append(state_of(block))
+            return handle(*arguments)
+
+        return noting
+
+    block.later, block.late_activation = watched(block.later), watched(block.late_activation)
+    return noted
+
+
+def state_of(block):
+    return block.updates, block.synthesizer_updates, block.digests(), block.auxiliary_digests()

@@ -259,13 +259,19 @@ def test_a_gradient_that_repeats_one_number_can_be_averaged_in_place():
 BF16 = """
 import torch
 torch.set_num_threads(1)
-from tests.methods.test_precision import RESTING, close, reaching, trained
-for rule in ({"name": "backprop"}, {"name": "local"}, reaching(2)):
-    exact, half = (trained(name, rule=rule, optimizer=RESTING) for name in ("fp32", "bf16"))
+from actors.plugins import plugin_names
+from tests.methods.test_precision import RESTING, close, reaching, trained, whole
+optimizer = {**RESTING, "synthesizer": {"lr": 0.1}}  # synthesizers begin at zero
+for rule in (*({"name": name} for name in plugin_names("rule")), reaching(2)):
+    exact, half = (trained(name, rule=rule, optimizer=optimizer) for name in ("fp32", "bf16"))
+    for got, expected in zip(half.gradients, exact.gradients, strict=True):
+        assert len(got) == len(expected) == 4, rule
+        assert all(close(whole(g), whole(e), 0.3) for g, e in zip(got, expected, strict=True) if whole(e).any()), rule
     for edge, messages in half.sent.items():
         for got, expected in zip(messages, exact.sent[edge], strict=True):
             assert all(t.dtype in (torch.float32, torch.int64) for t in got.tensors.values()), edge
-            assert all(close(got.tensors[n], expected.tensors[n], 0.3) for n in got.tensors if n != "labels")
+            found = {n: (got.tensors[n], t) for n, t in expected.tensors.items() if n != "labels" and t.any()}
+            assert all(close(a, b, 0.3) for a, b in found.values()), (rule, edge)
 schedule = {"delay_per_hop": 2, "late": "recompute"}
 exact, half = (trained(name, num_batches=16, schedule=schedule) for name in ("fp32", "bf16"))
 assert half.digests() != exact.digests()
@@ -379,15 +385,6 @@ def test_a_block_says_which_steps_may_compile(monkeypatch, compile):
     for size, kind in [(8, Kind.ACTIVATION), (8, Kind.ACTIVATION), (8, Kind.EVALUATION), (5, Kind.ACTIVATION)] * 2:
         step(size, kind)
     assert said == [compile, False, compile, compile] + [False] * 4
-
-
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    from actors.errors import UserError
-
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"training\.compile: got true, but no C\+\+ compiler"):
-        cnn_config(training={"epochs": 1, "compile": True})
 
 
 def test_gradients_of_two_precisions_differ():

@@ -179,6 +179,7 @@ def test_epochs_count_for_each_block_and_the_summary_counts_all(greedy):
     _, summary, config = greedy
     batches = make_plan(config).batches_per_epoch
     assert summary.status == "completed" and summary.epochs == 6
+    assert summary.samples_per_s * summary.wall_s == pytest.approx(2 * make_plan(config).num_samples)
     assert [(block["version"], block["updates"]) for block in summary.blocks] == [(2 * batches, 2 * batches)] * 3
 
 

@@ -1,4 +1,4 @@
-"""T01 for every method of `configs/methods/`: the run over Ray equals the one in this process, bit for bit."""
+"""T01: every method of `configs/methods/`, and variants, over Ray equal their runs in this process, bit for bit."""
 
 from pathlib import Path
 
@@ -9,15 +9,32 @@ from tests.runs import SMALL, Replacing, block_weights, run
 
 METHODS = {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs/methods").glob("*.yaml"))}
 
+LATER = {"name": "pipeline", "delay_per_hop": 1}
+VARIANTS = {
+    "sign symmetry, frSF": {"rule": {"name": "sign_symmetry", "variant": "frsf"}},
+    "sign symmetry, brSF": {"rule": {"name": "sign_symmetry", "variant": "brsf"}},
+    "DFA, micro": {"rule": {"name": "direct_feedback_alignment", "feedback": "micro"}, "schedule": LATER},
+    "DRTP, micro": {"rule": {"name": "drtp", "feedback": "micro"}},
+    "n-wise, reach 3": {"rule": {"name": "backprop", "reach": 3, "losses": "every", "combine": "farthest"}},
+    "greedy, k = 1": {"objective": {"name": "cross_entropy", "head": {"kind": "cnn", "depth": 0}},
+                      "schedule": {"name": "sequential"}},
+    "greedy, k = 3": {"objective": {"name": "cross_entropy", "head": {"kind": "cnn", "depth": 2}},
+                      "schedule": {"name": "sequential"}},
+    "overlapping, late, recomputed": {"rule": {"name": "backprop", "reach": 2, "losses": "every"},
+                                      "schedule": {**LATER, "late": "recompute"}},
+    "Kolen-Pollack, late, stashed": {"rule": {"name": "kolen_pollack"}, "schedule": {**LATER, "late": "stash"}},
+}  # fmt: skip
+"""Settings of the methods that no file of `configs/methods/` has."""
+
 
 def sections_of(method):
-    """The sections of a method's file; its optimizer keys are put over those of the small run."""
-    plain = OmegaConf.to_container(OmegaConf.load(METHODS[method]))
+    """The sections of a method's file or of a variant; its optimizer keys are put over those of the small run."""
+    plain = VARIANTS.get(method) or OmegaConf.to_container(OmegaConf.load(METHODS[method]))
     replaced = {name: Replacing(plain[name]) for name in ("rule", "objective", "schedule") if name in plain}
     return {**plain, **replaced}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 def test_a_method_over_ray_equals_its_reference(tmp_path, ray_cluster, method):
     sections = sections_of(method)
     if sections.get("schedule", {}).get("name") == "replay":

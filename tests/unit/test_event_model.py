@@ -57,6 +57,26 @@ def theory_overlapping(m, s):
     return max(F + B / 2 + B, (B + 2 * F + B + 2 * m) / feedback_delay(1, s))
 
 
+def theory_reach_3(m, s):
+    """A block pulls back three times: its own loss and the next one's to its input, b / 2 each, all to its weights, b.
+
+    The longest cycle is that of the last three blocks: later_(K-3)(t) -> F_(K-3) -> F_(K-2) -> F_(K-1)(t + D), then the
+    last one pulls back all at once, b, and block K - 2 to its input and its weights, b / 2 + b, before it sends;
+    D = 1 + floor(2 s), feedback of two hops.
+    """
+    return max(F + B / 2 + B / 2 + B, (B + 3 * F + B + B / 2 + B + 4 * m) / feedback_delay(2, s))
+
+
+def theory_recompute(m, s):
+    """As back-propagation, but every block with late credit pays another f before its b."""
+    delay = [feedback_delay(K - 1 - j, s) for j in range(K)]
+    cost = [F + F + B] * (K - 1) + [F + B]
+    cycles = [
+        (sum(cost[j : i + 1]) + 2 * (i - j) * m) / (1 + delay[j] - delay[i]) for i in range(K) for j in range(i + 1)
+    ]
+    return max(cycles)
+
+
 def theory_dfa(m, s):
     """B_j(t) -> F_j(t + D(j)) -> ... -> the last block's F and B -> error -> B_j(t + D(j)): h + 1 messages."""
     cycles = [(B + (h + 1) * F + B + (h + 1) * m) / feedback_delay(h, s) for h in range(1, K)]
@@ -75,8 +95,15 @@ def theory_dni_fully_unlocked(m, s):
 
 RULES = {
     "backprop": ("backprop", {}, 64, theory_backprop),
+    "feedback_alignment": ("feedback_alignment", {}, 64, theory_backprop),
+    "sign_symmetry": ("sign_symmetry", {}, 64, theory_backprop),
+    "kolen_pollack": ("kolen_pollack", {}, 64, theory_backprop),
     "local": ("local", {}, 32, theory_local),
+    "drtp": ("drtp", {}, 32, theory_local),
+    "forward_forward": ("forward_forward", {}, 32, theory_local),
     "overlapping": ("backprop", OVERLAPPING, 64, theory_overlapping),
+    "interlocking": ("backprop", {**OVERLAPPING, "combine": "farthest"}, 64, theory_overlapping),
+    "reach 3": ("backprop", {**OVERLAPPING, "reach": 3}, 64, theory_reach_3),
     "direct_feedback_alignment": ("direct_feedback_alignment", {}, 32, theory_dfa),
     "dni": ("synthetic_gradients", {}, 16, theory_dni),
     "dni_fully_unlocked": ("synthetic_gradients", {"synthetic_inputs": True}, 16, theory_dni_fully_unlocked),
@@ -90,6 +117,21 @@ def test_the_predicted_period_is_that_of_the_longest_cycle(name, m, s):
     rule, settings, num_batches, theory = RULES[name]
     got = predict(rule, settings, num_blocks=K, delay_per_hop=s, message_s=m, num_batches=num_batches)
     assert got.period_s == pytest.approx(theory(m, s), rel=0.005)
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("m", [0.0, 0.3])
+def test_a_second_forward_pass_lengthens_every_cycle_by_it(m, s):
+    got = predict("backprop", num_blocks=K, delay_per_hop=s, late="recompute", message_s=m, num_batches=112)
+    assert got.period_s == pytest.approx(theory_recompute(m, s), rel=0.005)
+
+
+@pytest.mark.parametrize(("s", "m", "period"), [(0, 0.0, 5.0), (0, 0.3, 5.6), (1, 0.3, 3.0), (2, 0.3, 3.0)])
+def test_overlapping_updates_pay_for_no_pass_twice_where_weights_and_input_each_cost_half(s, m, period):
+    """The costs of `tests/benchmarks/overlap.py`: b / 2 + f + f + b + 2 m for D batches, and a block's own f + b."""
+    halves = Costs(F, B, input_share=0.5, weights_share=0.5)
+    got = predict("backprop", OVERLAPPING, num_blocks=K, delay_per_hop=s, message_s=m, costs=halves, num_batches=32)
+    assert got.period_s == pytest.approx(period, rel=1e-9)
 
 
 @pytest.mark.parametrize("s", [0.5, 1.5])

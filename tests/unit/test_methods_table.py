@@ -104,7 +104,36 @@ def test_a_failed_seed_is_named_and_left_out_of_the_mean():
 def test_traffic_is_told_by_kind_of_edge_and_the_pace_is_the_median():
     timed = [{**finals("dgl", s0=0.0)[0], "phase": "throughput", "samples_per_s": pace} for pace in (900, 100, 700)]
     shown = cells(markdown(rows([*finals("dgl", s0=0.9), *timed], "cnn", ["dgl"]), {}), "dgl")
-    assert shown[6:8] == ["up 2 x 2, down 1 x 0.5, raw 1 x 0.2", "700"]
+    assert shown[6:8] == ["up 2 x 2, down 1 x 0.5, raw 1 x 0.2", "700 (median of 3)"]
+    shown = cells(markdown(rows([*finals("dgl", s0=0.9), timed[0]], "cnn", ["dgl"]), {}), "dgl")
+    assert shown[7] == "900"
+
+
+def tuned(method, *rates):
+    return [
+        {**finals(method, s9=None)[0], "phase": "tuning", "rates": {"optimizer.lr": a, "optimizer.synthesizer.lr": b}}
+        for a, b in rates
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tried", "shown"),
+    [([], "0.05 / 0.01"), ([(0.05, 0.01)], "0.05↑↓ / 0.01↑↓"), ([(0.005, 0.001), (0.5, 0.1)], "0.05 / 0.01"),
+     ([(0.005, 0.1)], "0.05↑ / 0.01↓"), ([(0.5, 0.1), (0.005, 0.1)], "0.05 / 0.01↓")],
+)  # fmt: skip
+def test_a_rate_at_the_edge_of_what_was_tried_is_marked(tried, shown):
+    chosen = {"optimizer.lr": 0.05, "optimizer.synthesizer.lr": 0.01}
+    lines = [{**line, "rates": chosen} for line in finals("cdni", s0=0.8)]
+    lines += tuned("cdni", *tried, *([(0.05, 0.01)] if tried else []))
+    assert cells(markdown(rows(lines, "cnn", ["cdni"]), {}), "cdni")[5] == shown
+
+
+def test_a_gain_over_a_baseline_whose_own_search_ended_at_its_edge_says_so():
+    lines = finals("shallow", s0=0.80, s1=0.80, s2=0.81) + finals("drtp", s0=0.88, s1=0.88, s2=0.89)
+    lines = [{**line, "network": "mlp", "rates": {"optimizer.lr": 0.5}} for line in lines]
+    assert cells(markdown(rows(lines, "mlp", ["drtp"]), {}), "drtp")[4] == "+8.00 ± 0.00 better"
+    tuning = [{**lines[0], "phase": "tuning", "rates": {"optimizer.lr": rate}} for rate in (0.158, 0.5)]
+    assert cells(markdown(rows(lines + tuning, "mlp", ["drtp"]), {}), "drtp")[4].endswith("better (shallow's rate ↑)")
 
 
 def test_a_refused_config_is_named_in_the_table(tmp_path):

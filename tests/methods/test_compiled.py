@@ -1,0 +1,65 @@
+"""Layers that torch's own compiler has really compiled, into C++, train as plain ones do."""
+
+import pytest
+import torch
+
+from actors.errors import UserError
+from tests.methods.recorded_chain import RecordedChain, cnn_config
+
+MLP = {"name": "mlp", "widths": [8], "blocks": 2}
+CASES = {
+    "local": ({"name": "local"}, {}),
+    "late credit over stashed weights": ({"name": "backprop"}, {"delay_per_hop": 1, "late": "stash"}),
+    "feedback alignment": ({"name": "feedback_alignment"}, {}),
+}
+
+
+@pytest.fixture
+def compiled_graphs(monkeypatch, tmp_path):
+    """The graphs that the compiler has got; nothing comes from its cache, nor does it start processes."""
+    try:
+        cnn_config(training={"epochs": 1, "compile": True})
+    except UserError as refusal:
+        pytest.skip(str(refusal))
+    import torch._inductor.config
+    from torch._inductor import compile_fx, cpu_vec_isa
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)  # to try each takes a compilation
+    graphs, original = [], compile_fx.compile_fx
+
+    def counted(graph, *arguments, **settings):
+        graphs.append(graph)
+        return original(graph, *arguments, **settings)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", counted)
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(compile_threads=1, cpp_cache_precompile_headers=False):
+        yield graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.hosts
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("case", CASES)
+def test_layers_compiled_to_machine_code_train_as_plain_ones_do(compiled_graphs, case):
+    rule, schedule = CASES[case]
+    plain, compiled = (
+        RecordedChain(cnn_config(rule=rule, schedule=schedule, network=MLP, training={"epochs": 1, "compile": compile}))
+        for compile in (False, True)
+    )
+    plain.train(0, 3)
+    assert not compiled_graphs
+    compiled.train(0, 3)
+    assert len(compiled_graphs) >= 2, "the hidden layer and the output layer"
+    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"training\.compile: got true, but no C\+\+ compiler"):
+        cnn_config(training={"epochs": 1, "compile": True})
