@@ -167,8 +167,13 @@ class ChainActor:
         self.promise(edge, message.version + 1)
 
     def count_staleness(self, message: Message, edge: str) -> None:
-        """Count a message that training starts on, by the versions its producer is known to have finished since."""
-        self.staleness[edge][max(0, self.inboxes[edge].producer_version - 1 - message.version)] += 1
+        """Count a message that training starts on, by the versions its producer is known to have finished since.
+
+        A repeated start is none: the life before has made it, and its producer has gone on from there.
+        """
+        inbox = self.inboxes[edge]
+        if message.version >= (inbox.promised or 0):
+            self.staleness[edge][max(0, inbox.producer_version - 1 - message.version)] += 1
 
     def promise(self, edge: str, version: int) -> None:
         """Promise never again to start training on less than `version`; a paced producer is told at once."""

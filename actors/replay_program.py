@@ -24,7 +24,7 @@ from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message, from_plain, num_bytes, to_plain
 from actors.needs import Feedback
-from actors.operations import Close, HasEnded, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.operations import Close, HasEnded, HasStopped, Hear, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
 from actors.times import Times
 
@@ -32,6 +32,8 @@ Program = Generator[Operation, object, None]
 
 SLICE_S = 0.05
 """Seconds that a block waits for room before it looks for feedback again."""
+TOO_OLD = "too old after a restart"
+"""Why a restored block drops what its snapshot held, or what comes again: its producer has gone on meanwhile."""
 
 
 class ReplayProgram:
@@ -84,6 +86,7 @@ class ReplayProgram:
 
     def run(self) -> Program:
         """Yield the block's operations, from its first message to its last."""
+        yield from self._keep_earlier_promises()
         while not self._has_enough and not self._has_ended:
             if self.new_settings is not None:
                 self.buffer.resize(self.new_settings)
@@ -193,6 +196,8 @@ class ReplayProgram:
             yield from self._orders(message)
         elif message.kind is Kind.ACTIVATION and self.buffer.is_old(message.version):
             self.buffer.dropped["made again"] += 1  # by a producer that goes on from its last snapshot
+        elif message.kind is Kind.ACTIVATION and self.buffer.is_retired(message.version):
+            self.buffer.dropped[TOO_OLD] += 1
         elif message.kind is Kind.ACTIVATION and not self._has_enough:
             self.buffer.insert(message, message.version, num_bytes(message.tensors))
         elif message.kind is Kind.ACTIVATION:
@@ -201,6 +206,14 @@ class ReplayProgram:
         else:
             self._has_ended = True
             yield from self._pass_on(Message(Kind.END, message.batch_id, self.block.version))
+
+    def _keep_earlier_promises(self) -> Program:
+        """Drop what the life before would not have trained on any more: its producer has gone on from there."""
+        bound = self.bound()
+        if bound is not None:
+            promised = yield Hear(self.edges.driver)
+            assert isinstance(promised, int)
+            self.buffer.retire(max(promised, self.producer_version() - 1 - bound), TOO_OLD)
 
     def _promise(self) -> None:
         self.promise(self.buffer.promise(self.producer_version(), self.bound()))

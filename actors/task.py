@@ -14,6 +14,7 @@ from actors.operations import (
     Close,
     HasEnded,
     HasStopped,
+    Hear,
     Operation,
     Pace,
     Poll,
@@ -114,6 +115,9 @@ class Task:
                 message = self._received((edge,), share, min(wait_s, longest_s), may_end=True)
                 self.found_nothing = message is None
                 return None if message is None else message[1]
+            case Hear(edge, share):
+                with self.times.within(share):
+                    return self.inboxes[edge].promised if self.inboxes[edge].hear(wait_s) else _NOT_YET
             case Send(edge, message, longest_s):
                 outbox = self.outboxes[edge]
                 if outbox.num_waiting < outbox.capacity:
