@@ -24,7 +24,20 @@ from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message, from_plain, num_bytes, to_plain
 from actors.needs import Feedback
-from actors.operations import Close, HasEnded, HasStopped, Hear, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.operations import (
+    Close,
+    HasEnded,
+    HasStopped,
+    Hear,
+    Operation,
+    Pace,
+    Poll,
+    Receive,
+    ReceiveAny,
+    Rest,
+    Send,
+    Stop,
+)
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
 from actors.times import Times
 
@@ -32,6 +45,8 @@ Program = Generator[Operation, object, None]
 
 SLICE_S = 0.05
 """Seconds that a block waits for room before it looks for feedback again."""
+PAUSE_S = 0.1
+"""How often a paused block looks whether it may go on."""
 TOO_OLD = "too old after a restart"
 """Why a restored block drops what its snapshot held, or what comes again: its producer has gone on meanwhile."""
 
@@ -50,6 +65,7 @@ class ReplayProgram:
         producer_version: returns how far the producer of the driving edge is known to be.
         promise: told the version below which nothing will be trained on again.
         snapshot, report, trained: as in `BlockProgram`.
+        is_paused: asked before every use; none begins while it is True.
     """
 
     def __init__(
@@ -67,11 +83,12 @@ class ReplayProgram:
         snapshot: Callable[[int], None],
         report: Callable[[Evaluation], None],
         trained: Callable[[Message], None],
+        is_paused: Callable[[], bool] = bool,
     ) -> None:
         self.block, self.edges, self.times, self.buffer = block, edges, times, buffer
         self.bound, self.num_batches, self.max_open = bound, num_batches, max_open
         self.producer_version, self.promise = producer_version, promise
-        self.snapshot, self.report, self.trained = snapshot, report, trained
+        self.snapshot, self.report, self.trained, self.is_paused = snapshot, report, trained, is_paused
         self.expired: Counter[str] = Counter()
         self.new_settings: ReplaySettings | None = None
         """Set from another thread: how the buffer goes on from the next use."""
@@ -91,6 +108,7 @@ class ReplayProgram:
             if self.new_settings is not None:
                 self.buffer.resize(self.new_settings)
                 self.new_settings = None
+            yield from self._pause()
             yield from self._feedback()
             yield from self._fetch(wait=not self.buffer.can_sample())
             if self.buffer.can_sample() and not self._has_ended:
@@ -106,6 +124,10 @@ class ReplayProgram:
             yield from self._handle(message)
         if self.edges.up is not None:
             yield Close(self.edges.up)
+
+    def _pause(self) -> Program:
+        while self.is_paused():
+            yield Rest(PAUSE_S)
 
     def account(self, edge: str, handled: int) -> dict[str, Any]:
         """Return the state of everything that came on an edge.
@@ -332,6 +354,7 @@ class ReplayProgram:
         self._forget_open()
         self.block.train(False)
         while self.edges.up is not None and not self._has_ended:
+            yield from self._pause()
             if (yield HasStopped(self.edges.up)):
                 return
             yield from self._feedback()
