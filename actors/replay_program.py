@@ -39,14 +39,13 @@ from actors.operations import (
     Stop,
 )
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
+from actors.source_program import PAUSE_S
 from actors.times import Times
 
 Program = Generator[Operation, object, None]
 
 SLICE_S = 0.05
 """Seconds that a block waits for room before it looks for feedback again."""
-PAUSE_S = 0.1
-"""How often a paused block looks whether it may go on."""
 TOO_OLD = "too old after a restart"
 """Why a restored block drops what its snapshot held, or what comes again: its producer has gone on meanwhile."""
 
@@ -220,19 +219,17 @@ class ReplayProgram:
             self.buffer.dropped["made again"] += 1  # by a producer that goes on from its last snapshot
         elif message.kind is Kind.ACTIVATION and self.buffer.is_retired(message.version):
             self.buffer.dropped[TOO_OLD] += 1
-        elif message.kind is Kind.ACTIVATION and not self._has_enough:
-            self.buffer.insert(message, message.version, num_bytes(message.tensors))
         elif message.kind is Kind.ACTIVATION:
             self.buffer.insert(message, message.version, num_bytes(message.tensors))
-            self.buffer.discard("not needed")
+            if self._has_enough:
+                self.buffer.discard("not needed")
         else:
             self._has_ended = True
             yield from self._pass_on(Message(Kind.END, message.batch_id, self.block.version))
 
     def _keep_earlier_promises(self) -> Program:
         """Drop what the life before would not have trained on any more: its producer has gone on from there."""
-        bound = self.bound()
-        if bound is not None:
+        if (bound := self.bound()) is not None:
             promised = yield Hear(self.edges.driver)
             assert isinstance(promised, int)
             self.buffer.retire(max(promised, self.producer_version() - 1 - bound), TOO_OLD)

@@ -37,7 +37,7 @@ def wait_until_it_trains(folder: Path, job: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and job.poll() is None:
         try:
-            status = RunDirectory.open(folder).read_status()
+            status: dict[str, Any] = RunDirectory.open(folder).read_status()
         except UserError:
             status = {"state": "starting"}
         if status["state"] == "running" and status["batch"] > 0:
