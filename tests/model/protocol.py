@@ -93,7 +93,7 @@ class Chain:
         try:
             if name in self.done or not actor.task.advance(0.0):
                 return False
-        except (EdgeError, MispairedMessage) as error:
+        except (EdgeError, MispairedMessage, AssertionError) as error:
             raise self._violated(f"{name} failed: {error}") from error
         self.num_operations += 1
         for box, num_sent in before.items():
