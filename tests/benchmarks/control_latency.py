@@ -51,7 +51,9 @@ def measure(num_requests: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="control-") as name:
         folder = Path(name) / "run"
         words = ["train", "configs/quickstart.yaml", f"run_dir={folder}", "training.epochs=100000"]
-        job = subprocess.Popen([sys.executable, "-m", "orchestrator", *words], stderr=subprocess.DEVNULL)
+        job = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             wait_until_it_trains(folder, job)
             lengths = [acknowledged_s(folder, 4 + number % 4) for number in range(num_requests)]
