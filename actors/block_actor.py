@@ -53,7 +53,7 @@ class BlockActor(ChainActor):
         self.evaluations: list[Evaluation] = []
         self.replay: ReplayProgram | None = None
         self._program: BlockProgram | ReplayProgram | None = None
-        self.bound = spec.bound
+        self.hold(spec.bound)
         self.snapshots: Snapshots | None = None
         if storage is not None:
             self.snapshots = Snapshots(
@@ -104,6 +104,7 @@ class BlockActor(ChainActor):
             snapshot=self._take_snapshot,
             report=self._note_evaluation,
             trained=lambda message: self.count_staleness(message, edges.driver),
+            is_paused=lambda: self.is_paused,
         )  # fmt: skip
         self._program = self.replay
         if self.restored is not None:

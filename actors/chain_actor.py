@@ -65,6 +65,8 @@ class ChainActor:
         """Changes of settings, and the version at which each applied."""
         self.bound: int | None = None
         """S, the staleness bound of the edges between blocks; None: no bound."""
+        self._bounds: set[int | None] = set() if restored is None else set(restored.get("bounds", ()))
+        """All bounds that held while staleness was counted."""
         self._stopped = threading.Event()
 
     @property
@@ -105,7 +107,7 @@ class ChainActor:
     def state(self, position: int) -> dict[str, Any]:
         """Return what a snapshot says of the actor besides its block."""
         counts = {edge: dict(counts) for edge, counts in self.staleness.items()}
-        return {**self.edges.state(position), "staleness": counts}
+        return {**self.edges.state(position), "staleness": counts, "bounds": list(self._bounds)}
 
     def run(self) -> dict[str, Any]:
         """Run the program to its end in this thread and return what the actor says at its end."""
@@ -131,8 +133,8 @@ class ChainActor:
     def order(self, name: str, values: Mapping[str, Any]) -> None:
         """Take an order; called from another thread than the one that computes.
 
-        `pause` and `resume` stop the deadlines of waits; `set` changes what may change while a run goes on;
-        `commit` tells of a checkpoint that covers a position.
+        `pause` and `resume` stop the deadlines of waits, and blocks that would go on without the source;
+        `set` changes what may change while a run goes on; `commit` tells of a checkpoint that covers a position.
 
         Raises:
             ValueError: the order is unknown.
@@ -153,7 +155,7 @@ class ChainActor:
     def set(self, values: Mapping[str, Any]) -> None:
         """Change settings: `bound` (staleness), `capacity` (of outgoing edges), `capacities` (of single ones)."""
         if "bound" in values:
-            self.bound = values["bound"]
+            self.hold(values["bound"])
         if "capacity" in values:
             for edge, outbox in self.outboxes.items():
                 if edge not in self.edges.room:
@@ -161,14 +163,29 @@ class ChainActor:
         for edge, capacity in values.get("capacities", {}).items():
             self.outboxes[edge].resize(capacity)
 
+    def hold(self, bound: int | None) -> None:
+        """Keep a staleness bound from now on."""
+        self.bound = bound
+        self._bounds.add(bound)
+
+    def loosest_bound(self) -> int | None:
+        """Return the largest bound that held while staleness was counted; None: there was a time without."""
+        bounds = [bound for bound in self._bounds if bound is not None]
+        return max(bounds) if bounds and None not in self._bounds else None
+
     def on_trained(self, message: Message, edge: str) -> None:
         """Count a message that training starts on; under first in, first out nothing older will follow."""
         self.count_staleness(message, edge)
         self.promise(edge, message.version + 1)
 
     def count_staleness(self, message: Message, edge: str) -> None:
-        """Count a message that training starts on, by the versions its producer is known to have finished since."""
-        self.staleness[edge][max(0, self.inboxes[edge].producer_version - 1 - message.version)] += 1
+        """Count a message that training starts on, by the versions its producer is known to have finished since.
+
+        A repeated start is none: the life before has made it, and its producer has gone on from there.
+        """
+        inbox = self.inboxes[edge]
+        if message.version >= (inbox.promised or 0):
+            self.staleness[edge][max(0, inbox.producer_version - 1 - message.version)] += 1
 
     def promise(self, edge: str, version: int) -> None:
         """Promise never again to start training on less than `version`; a paced producer is told at once."""
@@ -219,6 +236,7 @@ class ChainActor:
                     "duplicates": inbox.num_duplicates,
                     "sessions": inbox.num_sessions,
                     "staleness": dict(self.staleness[edge]),
+                    "bound": self.loosest_bound(),
                     "waited_s": task.waits.seconds(edge) if task else 0.0,
                     "imbalance": self.books.wrong.get(edge),
                 }

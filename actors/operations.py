@@ -41,6 +41,15 @@ class Poll:
 
 
 @dataclass(frozen=True)
+class Hear:
+    """Wait until the producer of an edge has answered once; answered with the version below which earlier lives of
+    this consumer have promised to start training on nothing."""
+
+    edge: str
+    share: str = "wait_input"
+
+
+@dataclass(frozen=True)
 class Send:
     """Put a message on an edge. Waits while its outbox is full, or for `wait_s`; answered with whether it was put."""
 
@@ -101,4 +110,4 @@ class Close:
     edge: str
 
 
-Operation = Receive | ReceiveAny | Poll | Send | Pace | HasStopped | HasEnded | AwaitStop | Stop | Rest | Close
+Operation = Receive | ReceiveAny | Poll | Hear | Send | Pace | HasStopped | HasEnded | AwaitStop | Stop | Rest | Close

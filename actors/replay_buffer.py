@@ -212,10 +212,18 @@ class ReplayBuffer(Generic[Item]):
             promised = min([oldest, *(entry.version for entry in self._entries.values())])
         else:
             promised = min(oldest, producer_version + 1 - bound)
-        self._promised = max(self._promised, promised)
-        for key in [key for key, entry in self._entries.items() if entry.version < self._promised]:
-            self._remove(key, "retired")
+        self.retire(promised, "retired")
         return self._promised
+
+    def retire(self, version: int, reason: str) -> None:
+        """Train on nothing below a version any more, and let go of it."""
+        self._promised = max(self._promised, version)
+        for key in [key for key, entry in self._entries.items() if entry.version < self._promised]:
+            self._remove(key, reason)
+
+    def is_retired(self, version: int) -> bool:
+        """Whether a message of this version may not be trained on any more."""
+        return version < self._promised
 
     def resize(self, settings: ReplaySettings) -> None:
         """Go on with other settings; what was used often enough is gone, and what no longer fits, oldest first.

@@ -24,14 +24,30 @@ from actors.evaluation import Evaluation
 from actors.learning_rule import Sent
 from actors.messages import Flags, Kind, Message, from_plain, num_bytes, to_plain
 from actors.needs import Feedback
-from actors.operations import Close, HasEnded, HasStopped, Operation, Pace, Poll, Receive, ReceiveAny, Send, Stop
+from actors.operations import (
+    Close,
+    HasEnded,
+    HasStopped,
+    Hear,
+    Operation,
+    Pace,
+    Poll,
+    Receive,
+    ReceiveAny,
+    Rest,
+    Send,
+    Stop,
+)
 from actors.replay_buffer import ReplayBuffer, ReplaySettings
+from actors.source_program import PAUSE_S
 from actors.times import Times
 
 Program = Generator[Operation, object, None]
 
 SLICE_S = 0.05
 """Seconds that a block waits for room before it looks for feedback again."""
+TOO_OLD = "too old after a restart"
+"""Why a restored block drops what its snapshot held, or what comes again: its producer has gone on meanwhile."""
 
 
 class ReplayProgram:
@@ -48,6 +64,7 @@ class ReplayProgram:
         producer_version: returns how far the producer of the driving edge is known to be.
         promise: told the version below which nothing will be trained on again.
         snapshot, report, trained: as in `BlockProgram`.
+        is_paused: asked before every use; none begins while it is True.
     """
 
     def __init__(
@@ -65,11 +82,12 @@ class ReplayProgram:
         snapshot: Callable[[int, Flags], None],
         report: Callable[[Evaluation], None],
         trained: Callable[[Message], None],
+        is_paused: Callable[[], bool] = bool,
     ) -> None:
         self.block, self.edges, self.times, self.buffer = block, edges, times, buffer
         self.bound, self.num_batches, self.max_open = bound, num_batches, max_open
         self.producer_version, self.promise = producer_version, promise
-        self.snapshot, self.report, self.trained = snapshot, report, trained
+        self.snapshot, self.report, self.trained, self.is_paused = snapshot, report, trained, is_paused
         self.expired: Counter[str] = Counter()
         self.new_settings: ReplaySettings | None = None
         """Set from another thread: how the buffer goes on from the next use."""
@@ -84,10 +102,12 @@ class ReplayProgram:
 
     def run(self) -> Program:
         """Yield the block's operations, from its first message to its last."""
+        yield from self._keep_earlier_promises()
         while not self._has_enough and not self._has_ended:
             if self.new_settings is not None:
                 self.buffer.resize(self.new_settings)
                 self.new_settings = None
+            yield from self._pause()
             yield from self._feedback()
             yield from self._fetch(wait=not self.buffer.can_sample())
             if self.buffer.can_sample() and not self._has_ended:
@@ -103,6 +123,10 @@ class ReplayProgram:
             yield from self._handle(message)
         if self.edges.up is not None:
             yield Close(self.edges.up)
+
+    def _pause(self) -> Program:
+        while self.is_paused():
+            yield Rest(PAUSE_S)
 
     def account(self, edge: str, handled: int) -> dict[str, Any]:
         """Return the state of everything that came on an edge.
@@ -193,14 +217,22 @@ class ReplayProgram:
             yield from self._orders(message)
         elif message.kind is Kind.ACTIVATION and self.buffer.is_old(message.version):
             self.buffer.dropped["made again"] += 1  # by a producer that goes on from its last snapshot
-        elif message.kind is Kind.ACTIVATION and not self._has_enough:
-            self.buffer.insert(message, message.version, num_bytes(message.tensors))
+        elif message.kind is Kind.ACTIVATION and self.buffer.is_retired(message.version):
+            self.buffer.dropped[TOO_OLD] += 1
         elif message.kind is Kind.ACTIVATION:
             self.buffer.insert(message, message.version, num_bytes(message.tensors))
-            self.buffer.discard("not needed")
+            if self._has_enough:
+                self.buffer.discard("not needed")
         else:
             self._has_ended = True
             yield from self._pass_on(Message(Kind.END, message.batch_id, self.block.version))
+
+    def _keep_earlier_promises(self) -> Program:
+        """Drop what the life before would not have trained on any more: its producer has gone on from there."""
+        if (bound := self.bound()) is not None:
+            promised = yield Hear(self.edges.driver)
+            assert isinstance(promised, int)
+            self.buffer.retire(max(promised, self.producer_version() - 1 - bound), TOO_OLD)
 
     def _promise(self) -> None:
         self.promise(self.buffer.promise(self.producer_version(), self.bound()))
@@ -319,6 +351,7 @@ class ReplayProgram:
         self._forget_open()
         self.block.train(False)
         while self.edges.up is not None and not self._has_ended:
+            yield from self._pause()
             if (yield HasStopped(self.edges.up)):
                 return
             yield from self._feedback()

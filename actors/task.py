@@ -14,6 +14,7 @@ from actors.operations import (
     Close,
     HasEnded,
     HasStopped,
+    Hear,
     Operation,
     Pace,
     Poll,
@@ -114,6 +115,9 @@ class Task:
                 message = self._received((edge,), share, min(wait_s, longest_s), may_end=True)
                 self.found_nothing = message is None
                 return None if message is None else message[1]
+            case Hear(edge, share):
+                with self.times.within(share):
+                    return self.inboxes[edge].promised if self.inboxes[edge].hear(wait_s) else _NOT_YET
             case Send(edge, message, longest_s):
                 outbox = self.outboxes[edge]
                 if outbox.num_waiting < outbox.capacity:
@@ -175,14 +179,14 @@ class Task:
             RunError: one operation waited longer than `deadline_s`, or `stopped` said so.
         """
         while not self.is_done:
-            if not self.advance(SLICE_S) or self.found_nothing:
-                if stopped():
-                    raise RunError(f"stopped while waiting on edge {self.waiting_on}")
-                if self.waiting_s > deadline_s and not is_paused():
-                    raise RunError(
-                        f"edge {self.waiting_on}: nothing moved for {self.waiting_s:.0f} s, expected within "
-                        f"placement.deadline_s = {deadline_s:.0f}; look at the actor at its other end"
-                    )
+            is_waiting = not self.advance(SLICE_S) or self.found_nothing
+            if stopped() and not self.is_done:  # whoever always has work is asked too, not only who waits
+                raise RunError(f"stopped at edge {self.waiting_on}")
+            if is_waiting and self.waiting_s > deadline_s and not is_paused():
+                raise RunError(
+                    f"edge {self.waiting_on}: nothing moved for {self.waiting_s:.0f} s, expected within "
+                    f"placement.deadline_s = {deadline_s:.0f}; look at the actor at its other end"
+                )
 
     def _resume(self, value: object) -> None:
         given, self._given = self._given, None

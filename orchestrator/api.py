@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.cluster.contract import Cluster
 from orchestrator.config import RunConfig, config_from_mapping, plain_values
 from orchestrator.config.credentials import refuse_redacted
 from orchestrator.config.sharing import check_sharing
+from orchestrator.kept_changes import forget_overruled, with_changes
 from orchestrator.lease import Lease
 from orchestrator.network_file import evaluate, export
 from orchestrator.orchestrator import Orchestrator
@@ -49,8 +51,12 @@ def train(
     if not isinstance(config, RunConfig):
         config = config_from_mapping(config, find_catalog())
     refuse_redacted(plain_values(config))
-    check_machine(config)
     say = Console(stderr=True, quiet=not progress, highlight=False).print
+    if not fresh:
+        config, changes = with_changes(config, find_catalog())
+        if changes:
+            say(f"going on with {', '.join(changes)}, as control has set")
+    check_machine(config)
     config = with_cuts(config, fresh=fresh, show=say)
     plan = make_plan(config)
     check_sharing(config, len(plan.blocks))  # again, since automatic cuts have come after the config's own checks
@@ -73,6 +79,8 @@ def train(
             _check_turns(config, plan, directory)
         _recut(config, plan, directory, lease)
         directory.keep(config)
+        with suppress(OSError):  # a full disk: the run goes on, and its next job finds more than is true
+            forget_overruled(directory, config)
         return _train(config, plan, directory, lease, is_new=is_new, progress=progress, cluster=cluster)
     finally:
         lease.release()

@@ -56,18 +56,22 @@ def ask(run: str | Path, words: Sequence[str], deadline_s: float = ANSWER_DEADLI
     directory = RunDirectory.open(run)
     request = _parsed(words)
     state = directory.read_status()["state"]
-    if state not in ("starting", "running", "paused"):
+    if state == "starting":
+        raise UserError(f"{directory.path}: is starting, expected a running job; ask again once it trains")
+    if state not in ("running", "paused"):
         raise UserError(f"{directory.path}: is {state}, expected a running job; nothing was changed")
     directory.control.mkdir(mode=0o700, exist_ok=True)
     file = directory.control / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
     write_json(file, request)
     answer = _answer_file(file)
     until = time.monotonic() + deadline_s
-    while not answer.exists():
-        if time.monotonic() > until:
-            file.unlink(missing_ok=True)
-            raise UserError(f"{directory.path}: nobody answered within {deadline_s:g} s; is the job still running?")
-        time.sleep(0.02)
+    try:
+        while not answer.exists():
+            if time.monotonic() > until:
+                raise UserError(f"{directory.path}: nobody answered within {deadline_s:g} s; is the job still running?")
+            time.sleep(0.02)
+    finally:
+        file.unlink(missing_ok=True)  # also where whoever asked gives up: no later job is to obey it
     answered = json.loads(answer.read_text())
     answer.unlink()
     if "refused" in answered:
@@ -84,9 +88,23 @@ def waiting(directory: RunDirectory) -> Iterator[Request]:
             continue
         try:
             raw = json.loads(file.read_text())
-            yield Request(file, raw.get("action"), dict(raw.get("set", {})))
+            request = Request(file, raw.get("action"), dict(raw.get("set", {})))
         except (OSError, ValueError, AttributeError, TypeError):
             refuse(Request(file, None, {}), f"{file.name}: not a request; use `unlocked control`")
+            continue
+        if request.action is not None and request.action not in ACTIONS:
+            refuse(request, f"{file.name}: got {request.action!r}, expected one of {', '.join(ACTIONS)}; correct it")
+            continue
+        yield request
+
+
+def refuse_left_over(directory: RunDirectory) -> None:
+    """Refuse what was asked of an earlier job that ended before it answered; answers nobody waits for are deleted."""
+    for answer in directory.control.glob("*.answer.json"):
+        with suppress(OSError):
+            answer.unlink()
+    for request in waiting(directory):
+        refuse(request, f"{directory.path}: the job ended before it answered, and another one begins; ask again")
 
 
 def accept(request: Request, text: str) -> None:

@@ -18,7 +18,6 @@ from actors.fail_points import FailPoints
 from actors.storage import open_storage
 from orchestrator import control
 from orchestrator.auto_buffers import AutoBuffers
-from orchestrator.catalog import find_catalog
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.contract import Cluster, Ended, Joined
 from orchestrator.commits import Commits
@@ -28,6 +27,7 @@ from orchestrator.crew import Crew
 from orchestrator.departures import Departures
 from orchestrator.lease import Lease
 from orchestrator.ledger_watch import LedgerWatch
+from orchestrator.live_settings import LiveSettings
 from orchestrator.measures import Measures
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan
@@ -79,6 +79,7 @@ class Orchestrator:
         self.progress = TrainingProgress(self.num_batches, plan.batches_per_epoch, plan.phase_batches, progress)
         self.metrics = Metrics(directory.metrics_jsonl, directory.tensorboard, self.progress.say)
         self.notices = self.metrics.notices
+        self.settings = LiveSettings(config, self.crew, self.notices)
         points = FailPoints(kills_of(config, "orchestrator"), is_shared=config.placement.backend == "in_process")
         checkpoints = Checkpoints(storage, directory.run_id, points, plan.blocks, lease.beat)
         found = checkpoints.resume_point(is_finished=directory.is_finished)
@@ -113,6 +114,7 @@ class Orchestrator:
             RunError: an actor failed; the reason is its own.
         """
         try:
+            control.refuse_left_over(self.directory)
             self._write_status("starting", {})
             self._setup()
             with stop_on_signal(self._stop_or_end):
@@ -177,14 +179,10 @@ class Orchestrator:
                 self._act(request.action)
                 control.accept(request, request.action)
                 return
-            self.config = control.check(self.config, request, find_catalog())
+            self.config = self.settings.change(request)
         except UserError as error:
             control.refuse(request, str(error))
             return
-        values = control.for_actors(self.config)
-        self.crew.config = self.config
-        for name in self.crew.names:
-            self.cluster.order(name, "set", values)
         self.metrics.event(event="control", values=dict(request.values))
         control.accept(request, ", ".join(f"{key}={value}" for key, value in request.values.items()))
 
@@ -253,7 +251,8 @@ class Orchestrator:
             self._logged.pop(gone, None)
 
     def _instruct(self, name: str) -> None:
-        """Tell another life of an actor what the one before had been told; its spec holds what `control` has set."""
+        """Tell another life of an actor what the one before had been told, or what was said while it was built."""
+        self.settings.repeat(name)
         if is_unordered(self.config):
             self.cluster.order(SOURCE, "repeat")  # blocks that lost batches need as many more
         if name == SOURCE and self.stop_asked:
@@ -383,8 +382,8 @@ class Orchestrator:
         return epochs * self.plan.num_samples + rest * self.config.data.batch_size
 
     def _bound(self, edge: Edge) -> int | None:
-        """The staleness bound of an edge: activations between blocks have one, if any."""
-        return self.config.staleness.max if is_forward(edge) else None
+        """The loosest staleness bound that held on an edge: activations between blocks have one, if any."""
+        return self.facts[edge.consumer]["receives"][edge.name]["bound"] if is_forward(edge) else None
 
     def _log_imbalances(self, found: Sequence[Mapping[str, Any]]) -> None:
         """Report edges whose messages don't add up."""

@@ -23,7 +23,7 @@ from orchestrator.job_directory import run_dir_here
 
 _OWN = (
     "status.json", "metrics.jsonl", "summary.json", "timeline.json",
-    "run_id", "tensorboard", "checkpoints", "control", "steps", "config.yaml",
+    "run_id", "tensorboard", "checkpoints", "control", "changes.json", "steps", "config.yaml",
 )  # fmt: skip
 _LEASE = "lease.json"
 
@@ -44,6 +44,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.control = path / "control"
+        self.changes_json = path / "changes.json"
         self.lease_json = path / _LEASE
         self.steps = path / "steps"
 
@@ -145,10 +146,14 @@ class RunDirectory:
         Raises:
             UserError: the folder can't be written to.
         """
-        partial = self.path / ".config.yaml.partial"
         with self._usable():
-            partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
-            partial.rename(self.config_yaml)
+            self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml by rename."""
+        partial = self.path / ".config.yaml.partial"
+        partial.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
+        partial.rename(self.config_yaml)
 
     def checkpoint_address(self, uri: str | None) -> str:
         """Return where the run's checkpoints are: `checkpoint.uri` if that is given, in a folder of the run's own."""

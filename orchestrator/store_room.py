@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.config import RunConfig
+from orchestrator.config.legality import outbox_capacity
 from orchestrator.message_sizes import sample_bytes
 from orchestrator.plan import Plan
 from orchestrator.specs import is_unordered
@@ -37,7 +38,7 @@ def fitted(config: RunConfig, plan: Plan, store_bytes: int | None) -> tuple[RunC
         return config, None
     sizes, held = list(in_store.values()), _held_bytes(plan, in_store)
     room = int(SHARE * store_bytes) - held
-    asked = config.buffers.capacity
+    asked = outbox_capacity(config)
     capacity = next((c for c in range(asked, 0, -1) if _most_bytes(sizes, c) <= room), 0)
     if capacity == asked and config.buffers.mode == "fixed":
         return config, None
@@ -45,7 +46,7 @@ def fitted(config: RunConfig, plan: Plan, store_bytes: int | None) -> tuple[RunC
     if config.buffers.mode == "auto":
         budget = min(config.buffers.budget_bytes or room, max(1, room))
         return _with(config, budget_bytes=budget, capacity=max(1, capacity)), None
-    need = f"{(_most_bytes(sizes, asked) + held) / 1e6:.0f} MB that buffers.capacity={asked} may put under way"
+    need = f"{(_most_bytes(sizes, asked) + held) / 1e6:.0f} MB that {asked} messages on every edge may put under way"
     if capacity == 0 or is_unordered(config):
         return config, f"{where} less than the {need}; Ray will write some to disk: give it more, or smaller batches"
     window = None if config.buffers.window is None else min(config.buffers.window, capacity)

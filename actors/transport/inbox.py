@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from actors.errors import CorruptMessage, EdgeError, LostReply
 from actors.messages import Message
-from actors.transport.outbox import MAX_WAIT_S, Reply, Session, Take
+from actors.transport.outbox import MAX_WAIT_S, STOPPED, Reply, Session, Take
 from actors.transport.packet import Packet, read_header, unpack
 
 MAX_CORRUPT = 8
@@ -89,6 +89,8 @@ class Inbox:
         self.durable = -1
         self.oldest_trainable = 0
         self.producer_version = 0
+        self.promised: int | None = None
+        """Version below which no life of this consumer starts training, as its producer knows; None: not heard yet."""
         self.num_sessions = 0
         self.num_duplicates = 0
         self.num_lost = 0
@@ -143,6 +145,13 @@ class Inbox:
             self._acknowledge(1)
         self._ask()
         return message
+
+    def hear(self, wait_s: float) -> bool:
+        """Wait until the producer has answered once, without handing anything over; False if it did not in time."""
+        self._ask()
+        if self.promised is None:
+            self._collect(wait_s)
+        return self.promised is not None
 
     def say_received(self) -> None:
         """Let a producer that was restored, too, know what it need not keep, before the program looks at the edge."""
@@ -259,6 +268,7 @@ class Inbox:
             self.num_lost += reply.first - self.received - 1
             self.received = reply.first - 1
         self.producer_version = max(self.producer_version, reply.version)
+        self.promised = max(self.promised or 0, reply.promised if reply.promised < STOPPED else 0)
         self._handed = max(self._handed, reply.handed)
         if reply.end is not None:
             self._end = reply.end

@@ -50,6 +50,7 @@ class Reply:
     `handed`: every sequence number below it has been handed out in this session.
     `first`: the lowest one of this session.
     `end`: how many messages the edge carries in all, once the producer knows it.
+    `promised`: the largest `oldest_trainable` that it was told, by earlier lives of the consumer too.
     """
 
     session: Session
@@ -58,6 +59,7 @@ class Reply:
     version: int
     end: int | None
     first: int = 0
+    promised: int = 0
 
 
 class Outbox:
@@ -214,7 +216,9 @@ class Outbox:
             return self._reply(take, packets)
 
     def _reply(self, take: Take, packets: tuple[Packet, ...]) -> Reply:
-        return Reply(take.session, packets, self._cursor, self.version(), self._end, self._session_first)
+        return Reply(
+            take.session, packets, self._cursor, self.version(), self._end, self._session_first, self.oldest_trainable
+        )
 
     @property
     def _end(self) -> int | None:

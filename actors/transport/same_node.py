@@ -94,7 +94,7 @@ class TakeServer:
         try:
             reply = self._take(take)
             packets = [[packet.header, [buffer.nbytes for buffer in packet.buffers]] for packet in reply.packets]
-            body = [number, reply.session, packets, reply.handed, reply.version, reply.end, reply.first]
+            body = [number, reply.session, packets, reply.handed, reply.version, reply.end, reply.first, reply.promised]
             parts = [buffer for packet in reply.packets for buffer in packet.buffers]
         except EdgeError as error:
             body = [number, type(error).__name__, str(error)]

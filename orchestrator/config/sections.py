@@ -146,9 +146,9 @@ class BuffersSection(Section):
     """Uses of a message; default 1 where a full buffer blocks, else as often as it is there."""
     on_full: Literal["block", "drop_oldest", "drop_newest"] | None = None
     """What a full replay buffer does; default block: its producer waits."""
-    samples_per_insert: float | None = Field(default=None, gt=0)
+    samples_per_insert: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Uses that go with one arrival on average."""
-    tolerance: float | None = Field(default=None, gt=0)
+    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """How far uses and arrivals may be apart from that, in uses."""
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
@@ -17,47 +15,8 @@ from orchestrator.cli import main
 from orchestrator.run_directory import RunDirectory
 from orchestrator.step_watch import StepWatch
 from tests.conftest import ROOT
+from tests.control_job import DEADLINE_S, LONG, Job, events
 from tests.runs import assert_balanced, block_weights, run
-
-LONG = {"training": {"epochs": 8}, "evaluation": {"every_epochs": 0}, "network": {"blocks": 3}}
-DEADLINE_S = 60.0
-
-
-class Job:
-    """A run in a thread of its own, with some computing per step so that there is time to ask."""
-
-    def __init__(self, folder, **sections):
-        self.folder, self.summary, self.error = folder, None, None
-        self.thread = threading.Thread(target=self._run, args=(sections,))
-        self.thread.start()
-        self.until(lambda state, batch: state == "running" and batch > 0)
-
-    def _run(self, sections):
-        try:
-            self.summary = run(self.folder, **{**LONG, **sections})
-        except Exception as error:
-            self.error = error
-
-    def status(self):
-        return RunDirectory.open(self.folder).read_status()
-
-    def until(self, holds):
-        """Wait until the status is as asked; an answer that never comes ends at a deadline."""
-        over = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                status = self.status()
-            except UserError:
-                status = None
-            if status and holds(status["state"], status["batch"]):
-                return status
-            assert self.error is None and time.monotonic() < over, self.error or status
-            self.thread.join(0.05)
-
-    def end(self):
-        self.thread.join(DEADLINE_S)
-        assert not self.thread.is_alive() and self.error is None, self.error
-        return self.summary
 
 
 @pytest.fixture
@@ -66,11 +25,6 @@ def job(tmp_path):
     made = Job(tmp_path / "run", faults=slow)
     yield made
     made.thread.join(DEADLINE_S)
-
-
-def events(folder, kind):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line.get("event") == kind]
 
 
 def test_a_bound_and_a_capacity_change_while_it_runs_and_no_weight_does(tmp_path, job):
@@ -110,16 +64,34 @@ def test_the_command_changes_a_job_over_ray_from_another_process(tmp_path, ray_c
     assert {edge["capacity"] for edge in summary.edges} == {16}
 
 
-def test_a_paused_run_stands_still_until_it_is_resumed(job, monkeypatch):
+AT_WORK = {
+    "pipeline": {},
+    "replay": {"schedule": {"name": "replay"}, "buffers": {"on_full": "drop_oldest", "max_reuse": None, "capacity": 4}},
+}
+
+
+@pytest.mark.parametrize("schedule", AT_WORK)
+def test_a_paused_run_stands_still_until_it_is_resumed(tmp_path, monkeypatch, schedule):
+    """Also blocks that could train on what they hold for ever."""
     counted, restart = [], StepWatch.restart
     monkeypatch.setattr(StepWatch, "restart", lambda watch: (counted.append(watch), restart(watch)))
+    slow = {"slow": [{"block": index, "factor": 4} for index in range(3)]}
+    job = Job(tmp_path / "run", faults=slow, **AT_WORK[schedule], training={"epochs": 40})
     control.ask(job.folder, ["pause"])
     job.until(lambda state, batch: state == "paused")
     seen = []
-    job.until(lambda state, batch: seen.append(batch) or (len(set(seen[-4:])) == 1 and len(seen) > 40))
+
+    def stands_still(state, batch):
+        """For longer than there is between two reports."""
+        assert state == "paused"
+        seen.append(batch)
+        return len(seen) > 40 and len(set(seen[-40:])) == 1
+
+    job.until(stands_still)
     control.ask(job.folder, ["resume"])
     job.until(lambda state, batch: batch > seen[-1])
-    assert job.end().status == "completed"
+    control.ask(job.folder, ["stop"])
+    assert job.end().status == "stopped"
     assert len(counted) == 2, "its seconds count as nobody's step or silence"
 
 

@@ -16,6 +16,7 @@ import pytest
 from actors.data_actor import DataActor
 from actors.errors import RunError, UserError
 from actors.fail_points import ProcessKilled
+from actors.replay_program import TOO_OLD
 from actors.storage import LocalStorage
 from actors.transport.outbox import Outbox
 from orchestrator.progress import TrainingProgress
@@ -79,6 +80,14 @@ def assert_unchanged(tmp_path_factory, method, kills, expected_losses=None, **se
     assert outcome(got) == outcome(reference)
     assert not [event for event in got.events if event["event"] == "imbalance"]
     assert sum(block["restarts"] for block in got.blocks) == sum(k["actor"] != "source" for k in kills)
+    assert_bounds_held(got)
+
+
+def assert_bounds_held(summary):
+    """A batch that a block trains on again after a restart is no start: it was fresh when it was first trained on."""
+    for edge in summary.edges:
+        bound = edge["staleness"]["bound"]
+        assert bound is None or edge["staleness"]["max"] <= bound, edge
 
 
 def batch_of(method, actor):
@@ -398,3 +407,6 @@ def test_where_blocks_take_what_comes_a_death_loses_little_and_training_goes_on(
     assert [event["messages_lost"] for event in faults] == [total]
     assert len([line for line in said if f"{actor} is back after" in line]) == 1, said
     assert got.test_accuracy is not None
+    assert_bounds_held(got)
+    too_old = sum(edge["dropped"].get(TOO_OLD, 0) for edge in got.edges)
+    assert too_old > 0 or (how, actor, mode) != ("replay drops", "block1", "local"), "what its snapshot held"

@@ -221,6 +221,22 @@ def test_feedback_as_it_arrives_trains_to_the_end(tmp_path, ray_cluster, rule, s
     assert_balanced(summary)
 
 
+@pytest.mark.parametrize("rule", ["backprop", "synthetic_gradients"])
+@pytest.mark.parametrize("schedule", ["pipeline", "replay"])
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_bound_is_kept_beside_feedback_as_it_arrives(tmp_path, rule, schedule, bound):
+    """Synthetic gradients are conditioned on the labels, as by default (cDNI)."""
+    buffers = {"on_full": "drop_oldest", "max_reuse": 3, "capacity": 3} if schedule == "replay" else {"capacity": 6}
+    summary = run(
+        tmp_path / "run", rule={"name": rule}, network=CHAIN, staleness={"max": bound}, buffers=buffers,
+        schedule={"name": schedule, "feedback": "as_it_arrives"}, optimizer={"lr": 0.002},
+    )  # fmt: skip
+    assert len(forward_edges(summary)) == 2
+    assert all(edge["staleness"]["max"] <= bound for edge in forward_edges(summary))
+    assert summary.status == "completed" and summary.blocks[-1]["updates"] == BATCHES
+    assert_balanced(summary)
+
+
 @pytest.mark.parametrize("losses", ["last", "every"])
 def test_a_block_that_uses_an_activation_again_is_answered_once(tmp_path, monkeypatch, losses):
     """Every use above sends feedback; the pass below takes one of each loss, and what is left over is counted."""

@@ -93,7 +93,7 @@ class Chain:
         try:
             if name in self.done or not actor.task.advance(0.0):
                 return False
-        except (EdgeError, MispairedMessage) as error:
+        except (EdgeError, MispairedMessage, AssertionError) as error:
             raise self._violated(f"{name} failed: {error}") from error
         self.num_operations += 1
         for box, num_sent in before.items():
@@ -128,6 +128,17 @@ class Chain:
         if name not in self.done:
             self.zombies.append(self.hosts[name])
         self._replace(name)
+
+    def return_all(self):
+        """Let every actor return to the newest checkpoint, as `recovery.mode: global` does."""
+        for port in self.ports.values():
+            port.is_cut = True
+        self.commits.forget_uncommitted()
+        self.done.clear()
+        for name in self.names:
+            self._begin(name, self.commits.newest)
+        for name in self.names:
+            self._join(name)
 
     def _replace(self, name):
         self.done.discard(name)
@@ -183,8 +194,13 @@ class Chain:
         self.is_broken = True
         return Violation(text)
 
+    def check_balance(self):
+        """Raise if a message is in no state, or in two."""
+        if wrong := self.imbalances():
+            raise self._violated(wrong[0])
+
     def imbalances(self):
-        """Return what does not add up at the end."""
+        """Return what does not add up between two operations."""
         reports = {name: host.actor.report() for name, host in self.hosts.items()}
         found = []
         for edge in self.plan.wiring.edges:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from actors.program import BlockProgram
 from actors.transport.inbox import Inbox
@@ -75,6 +75,12 @@ class Protocol(RuleBasedStateMachine):
         self.crashes += 1
         self.chain.hang(self.chain.names[actor])
 
+    @precondition(lambda self: self.crashes < MOST_CRASHES)
+    @rule()
+    def return_all(self):
+        self.crashes += 1
+        self.chain.return_all()
+
     @precondition(lambda self: self.chain.zombies)
     @rule(count=st.integers(1, 12))
     def advance_zombies(self, count):
@@ -88,6 +94,11 @@ class Protocol(RuleBasedStateMachine):
     @rule(actor=ACTORS)
     def tell(self, actor):
         self.chain.tell(self.chain.names[actor])
+
+    @invariant()
+    def every_message_is_in_one_state(self):
+        if not self.chain.is_broken:
+            self.chain.check_balance()
 
     def teardown(self):
         chain = self.chain

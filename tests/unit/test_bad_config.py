@@ -200,6 +200,8 @@ def test_settings_of_staleness_buffers_and_faults_are_validated(override, fragme
         (["buffers.on_full=drop_oldest", "buffers.samples_per_insert=3", "buffers.max_reuse=2"], ["never catch up"]),
         (["buffers.samples_per_insert=1", "staleness.max=2"], ["may forbid the use that pacing waits for"]),
         (["buffers.window=9", "buffers.capacity=4"], ["buffers.window: got 9, expected at most buffers.capacity = 4"]),
+        (["buffers.samples_per_insert=.inf"], ["buffers.samples_per_insert: got inf", "a finite number"]),
+        (["buffers.tolerance=.inf"], ["buffers.tolerance: got inf", "a finite number"]),
         (["buffers.samples_per_insert=0"], ["buffers.samples_per_insert: got 0", "greater than 0"]),
         (["buffers.samples_per_insert=1", "buffers.max_reuse=2"], ["a full buffer waits for max_reuse uses"]),
         (

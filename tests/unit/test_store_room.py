@@ -97,3 +97,13 @@ def test_what_open_passes_hold_until_their_feedback_comes_is_not_there_for_buffe
     )  # the middle block's loss comes back 1 + 3 batches later, the last one's at once
     got, _ = fitted(config, plan, 12 * 10**6)
     assert got.buffers.budget_bytes == int(SHARE * (12 * 10**6)) - held
+
+
+@pytest.mark.parametrize(("own", "num_messages"), [({"on_full": "drop_oldest"}, 8), ({}, 1)])
+def test_an_edge_whose_consumer_drops_holds_more_than_its_buffer_and_counts_as_that(tmp_path, own, num_messages):
+    own = {"capacity": 1, **own}
+    config, plan = plan_of(tmp_path, rule={"name": "local"}, schedule={"name": "replay"}, buffers=own)
+    sizes = [size for size in message_bytes(config, plan).values() if size > 100 * 1024]
+    needed = int(sum(sizes) * (2 * num_messages + 1) / SHARE)
+    assert fitted(config, plan, needed + 10) == (config, None)
+    assert f"that {num_messages} messages on every edge may put under way" in fitted(config, plan, needed - 10)[1]
