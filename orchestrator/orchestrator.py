@@ -143,14 +143,7 @@ class Orchestrator:
         if is_retaining(self.config) and (warning := retention_warning(self.config, self.plan)):
             self.notices.show("small retention", warning)
         self.crew.start(self.start_from, goes_on=self.goes_on)
-        self.progress.say(self._what())
-
-    def _what(self) -> str:
-        blocks, batches = f"training {len(self.names)} blocks", f"{self.num_batches} batches"
-        if self.plan.phase_batches is None:
-            return f"{blocks}, {batches}"
-        epochs = f"{self.config.training.epochs} epochs each, {self.plan.num_epochs} in all"
-        return f"{blocks} one after another, {epochs}, {batches}"
+        self.progress.say(self.plan.what(self.config.training.epochs))
 
     def _drive(self) -> None:
         launched = time.monotonic()

@@ -53,6 +53,13 @@ class Plan:
     streams: tuple[int, int] = (1, 1)
     """How many times each sample travels from block to block, in training and in an evaluation."""
 
+    def what(self, epochs: int) -> str:
+        """Return what is trained for how long; `epochs`: as the user has given them, which counts per block in phases."""
+        blocks, batches = f"training {len(self.blocks)} blocks", f"{self.num_batches} batches"
+        if self.phase_batches is None:
+            return f"{blocks}, {batches}"
+        return f"{blocks} one after another, {epochs} epochs each, {self.num_epochs} in all, {batches}"
+
     @property
     def num_batches(self) -> int:
         """Batches that the source sends in all."""
