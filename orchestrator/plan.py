@@ -54,7 +54,7 @@ class Plan:
     """How many times each sample travels from block to block, in training and in an evaluation."""
 
     def what(self, epochs: int) -> str:
-        """Return what is trained for how long; `epochs`: as the user has given them, which counts per block in phases."""
+        """Return what is trained for how long; `epochs`: the user's, which in phases count per block."""
         blocks, batches = f"training {len(self.blocks)} blocks", f"{self.num_batches} batches"
         if self.phase_batches is None:
             return f"{blocks}, {batches}"
