@@ -190,6 +190,11 @@ class Producer:
         return until(lambda: port.collect(SLICE_S))[0][1]
 
 
+def stopped_clock():
+    """Stand still also where `receive` finds nothing for a while: no gap ever lasts too long."""
+    return 0.0
+
+
 class Clock:
     """A clock that a test moves."""
 

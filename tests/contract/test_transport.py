@@ -15,6 +15,7 @@ from tests.contract.carriers import (
     assert_are,
     numbered,
     receive,
+    stopped_clock,
     until,
 )
 
@@ -25,7 +26,7 @@ WINDOWS = [(1, 1), (1, 3), (2, 1), (2, 3), (3, 2), (3, 3)]
 def test_messages_put_before_the_consumer_exists_come_in_order_and_bit_equal(carrier, window, limit):
     producer = carrier.producer()
     producer.put_numbers(*range(10))
-    inbox = producer.inbox(window=window, limit=limit)
+    inbox = producer.inbox(window=window, limit=limit, clock=stopped_clock)
     assert_are(receive(inbox, 10), *range(10))
     assert inbox.received == 9
     assert (inbox.num_sessions, inbox.num_duplicates, inbox.num_buffered) == (0, 0, 0)
@@ -34,7 +35,7 @@ def test_messages_put_before_the_consumer_exists_come_in_order_and_bit_equal(car
 @pytest.mark.parametrize(("window", "limit"), WINDOWS)
 def test_messages_put_while_takes_are_outstanding_come_in_order(carrier, window, limit):
     producer = carrier.producer()
-    inbox = producer.inbox(window=window, limit=limit)
+    inbox = producer.inbox(window=window, limit=limit, clock=stopped_clock)
     assert inbox.get(0.0) is None
     for start in range(0, 12, 4):
         producer.put_numbers(*range(start, start + 4))
@@ -97,7 +98,7 @@ def test_an_older_session_is_refused_while_the_newer_one_goes_on(carrier):
     producer.put_numbers(*range(6))
     old = producer.inbox(window=2, limit=1)
     receive(old, 2)
-    new = producer.inbox(incarnation=1, received=old.received)
+    new = producer.inbox(incarnation=1, received=old.received, clock=stopped_clock)
     assert_are(receive(new, 2), 2, 3)
     with pytest.raises(SessionRefused):
         receive(old, 100)

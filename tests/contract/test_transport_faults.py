@@ -12,15 +12,11 @@ from actors.errors import CorruptMessage, EdgeError, LostReply
 from actors.transport.faulty import LOSSLESS, Fault, random_faults
 from actors.transport.inbox import MAX_CORRUPT
 from actors.transport.packet import Packet
-from tests.contract.carriers import InProcessCarrier, Spoiler, assert_are, numbered, receive, until
+from tests.contract.carriers import InProcessCarrier, Spoiler, assert_are, numbered, receive, stopped_clock, until
 
 LOSSES = ("drop", "corrupt_header", "corrupt_payload")
 LATE = ("delay", "reorder")
 NUMBER = 9
-
-
-def stopped_clock():
-    return 0.0
 
 
 @pytest.mark.parametrize("sequence", [0, 4, NUMBER - 1])
