@@ -243,22 +243,23 @@ def check_return(nodes, training, name, lost):
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("spares", [0, 1])
-def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes(nodes, tmp_path, spares):
-    """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third."""
+def test_the_block_of_a_lost_node_crowds_elsewhere_and_moves_to_the_node_that_comes(nodes, tmp_path):
+    """Three CPUs a block: one on each of three nodes of four, so the two that are left have no room for a third.
+
+    A spare process takes its place at first, and none when it moves.
+    """
     third = add_node(nodes)
-    training, on = rebalancing(nodes, tmp_path, spares, cpus_per_block=3)
+    training, on = rebalancing(nodes, tmp_path, spares=1, cpus_per_block=3)
     [name] = [name for name, node in on.items() if node == third.node_id]
     check_return(nodes, training, name, third)
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("spares", [0, 1])
-def test_a_block_that_found_room_beside_another_moves_to_the_node_that_comes(nodes, tmp_path, spares):
+def test_a_block_that_found_room_beside_another_moves_to_the_node_that_comes(nodes, tmp_path):
     """Four nodes hold the source and three blocks, one each; every node has room for all."""
     more = [add_node(nodes), add_node(nodes)]
     try:
-        training, on = rebalancing(nodes, tmp_path, spares, cpus_per_block=1, strategy="SPREAD")
+        training, on = rebalancing(nodes, tmp_path, spares=0, cpus_per_block=1, strategy="SPREAD")
         name, lost = next((name, node) for name, at in on.items() for node in more if node.node_id == at)
         more.remove(lost)
         where = check_return(nodes, training, name, lost)
