@@ -132,9 +132,9 @@ class Commits:
         if self._is_unpruned:
             self._is_unpruned, newest = False, self.position
             self._work.begin(lambda: self._prune(newest))
-        elif (position := min(self._ready(names), default=None)) is not None:
-            shards, source = [self._shards[position][name] for name in names], self._source[position]
-            self._work.begin(lambda: self._commit(position, shards, source))
+        elif ready := sorted(self._ready(names)):  # all of them, lest more become ready than are committed
+            due = [(at, [self._shards[at][name] for name in names], self._source[at]) for at in ready]
+            self._work.begin(lambda: self._commit_all(due))
         else:
             return False
         return True
@@ -148,6 +148,16 @@ class Commits:
             and position in self._source
             and shards.keys() >= set(names)
         ]
+
+    def _commit_all(self, due: Sequence[tuple[int, Sequence[ShardFile], Mapping[str, Any]]]) -> Callable[[], None]:
+        """Write checkpoints, oldest first; return what takes them in."""
+        taking = [self._commit(*each) for each in due]
+
+        def take_in() -> None:
+            for take in taking:
+                take()
+
+        return take_in
 
     def _commit(self, position: int, shards: Sequence[ShardFile], source: Mapping[str, Any]) -> Callable[[], None]:
         """Write a checkpoint; return what takes that in."""

@@ -29,6 +29,9 @@ FORMAT = 1
 COPIED_BYTES = 64 * 1024
 """Tensors up to this size are copied out of a message that holds others: labels travel on and stay in the next outbox
 long after the activation beside them is done with, and would keep its memory."""
+ALIGNMENT = 64
+"""Bytes at a multiple of which torch's own tensors begin; results of small products depend on it. Where the buffers of
+several messages come in one reply, Ray puts them anywhere, and which ones do depends on the time."""
 CODED_KINDS = (Kind.ACTIVATION, Kind.FEEDBACK)
 """What a wire codec acts on; an evaluation is of the network as it will be used."""
 
@@ -128,7 +131,7 @@ def unpack(packet: Packet, *, run: str, edge: str) -> Message:
                 f"expected {expected}; it is not used"
             )
         tensor = _unflatten(edge, name, dtype, shape, order, buffer)
-        if len(table) > 1 and buffer.nbytes <= COPIED_BYTES:
+        if (len(table) > 1 and buffer.nbytes <= COPIED_BYTES) or buffer.ctypes.data % ALIGNMENT:
             tensor = tensor.clone()
         tensors[name] = Encoded(tensor, origin[1], _DTYPES[origin[0]]).decoded() if origin else tensor
     return Message(

@@ -253,3 +253,14 @@ def test_a_small_tensor_keeps_no_memory_of_the_large_one_beside_it():
           for (name, tensor), buffer in zip(message.tensors.items(), packet.buffers, strict=True)}  # fmt: skip
     assert at["h"][0] == at["h"][1], "a large tensor is not copied"
     assert at["labels"][0] != at["labels"][1] and message.tensors["labels"].equal(torch.arange(64))
+
+
+def test_what_came_at_another_alignment_is_used_at_that_of_torchs_own_tensors():
+    packet = pack(Message(Kind.FEEDBACK, 0, tensors={"g": torch.randn(7, 5)}), run="r", edge="e")
+    wanted = packet.buffers[0]
+    room = torch.empty(wanted.nbytes + 16, dtype=torch.uint8).numpy()
+    moved = room[16:]
+    moved[:] = wanted
+    got = unpack(Packet(packet.header, (moved,)), run="r", edge="e").tensors["g"]
+    assert moved.ctypes.data % 64 == 16 and got.data_ptr() % 64 == 0
+    assert got.numpy().tobytes() == wanted.tobytes()
