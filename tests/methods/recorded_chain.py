@@ -172,3 +172,17 @@ def add(module, loss):
         return
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def assert_compiled_layers_follow_plain_ones(graphs, num_batches, at_least, **sections):
+    """Train a chain as it is and with compiled layers, of which `graphs` get at least so many; gradients agree."""
+    plain, compiled = (
+        RecordedChain(cnn_config(**sections, training={"epochs": 1, "compile": compile})) for compile in (False, True)
+    )
+    plain.train(0, num_batches)
+    assert not graphs
+    compiled.train(0, num_batches)
+    assert len(graphs) >= at_least
+    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)

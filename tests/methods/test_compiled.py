@@ -1,10 +1,9 @@
 """Layers that torch's own compiler has really compiled, into C++, train as plain ones do."""
 
 import pytest
-import torch
 
 from actors.errors import UserError
-from tests.methods.recorded_chain import RecordedChain, cnn_config
+from tests.methods.recorded_chain import assert_compiled_layers_follow_plain_ones, cnn_config
 
 MLP = {"name": "mlp", "widths": [8], "blocks": 2}
 CASES = {
@@ -45,17 +44,7 @@ def compiled_graphs(monkeypatch, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_layers_compiled_to_machine_code_train_as_plain_ones_do(compiled_graphs, case):
     rule, schedule = CASES[case]
-    plain, compiled = (
-        RecordedChain(cnn_config(rule=rule, schedule=schedule, network=MLP, training={"epochs": 1, "compile": compile}))
-        for compile in (False, True)
-    )
-    plain.train(0, 3)
-    assert not compiled_graphs
-    compiled.train(0, 3)
-    assert len(compiled_graphs) >= 2, "the hidden layer and the output layer"
-    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
-        for g, e in zip(got, expected, strict=True):
-            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+    assert_compiled_layers_follow_plain_ones(compiled_graphs, 3, at_least=2, rule=rule, schedule=schedule, network=MLP)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):

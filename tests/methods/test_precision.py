@@ -19,7 +19,14 @@ from actors.precision import SMALLEST_FACTOR, Precision, accumulate
 from orchestrator.plan import make_plan
 from orchestrator.specs import block_spec
 from tests.conftest import ROOT
-from tests.methods.recorded_chain import CNN, RecordedChain, cnn_config, equal, whole
+from tests.methods.recorded_chain import (
+    CNN,
+    RecordedChain,
+    assert_compiled_layers_follow_plain_ones,
+    cnn_config,
+    equal,
+    whole,
+)
 from tests.methods.test_reach import reaching
 
 BACKPROP = {"name": "backprop"}
@@ -329,22 +336,8 @@ def test_compiled_layers_meet_late_credit_as_plain_ones_do(traced_only, late):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("rule", plugin_names("rule"))
 def test_every_rule_follows_in_compiled_layers_what_it_follows_in_plain_ones(traced_only, rule):
-    plain, compiled = (
-        RecordedChain(
-            cnn_config(
-                rule={"name": rule}, training={"epochs": 1, "compile": compile},
-                network={**CNN, "channels": [4, 4], "blocks": 3},
-            )
-        )
-        for compile in (False, True)
-    )  # fmt: skip
-    plain.train(0, 2)
-    assert not traced_only
-    compiled.train(0, 2)
-    assert len(traced_only) >= 3, "every block's layer"
-    for got, expected in zip(compiled.gradients, plain.gradients, strict=True):
-        for g, e in zip(got, expected, strict=True):
-            torch.testing.assert_close(g, e, atol=1e-5, rtol=1e-4)
+    network = {**CNN, "channels": [4, 4], "blocks": 3}  # every block has a layer to compile
+    assert_compiled_layers_follow_plain_ones(traced_only, 2, at_least=3, rule={"name": rule}, network=network)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
