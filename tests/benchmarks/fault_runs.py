@@ -59,6 +59,10 @@ class Told:
     trains_s: list[float] = field(default_factory=list)
 
 
+class WasStopped(Exception):
+    """A signal to the benchmark ended a run before its time: what it has shown says nothing."""
+
+
 class Running:
     """A run under way, as its directory shows it."""
 
@@ -157,7 +161,13 @@ def disturbed(
 def facts_of(
     summary: Summary, told: Told | None = None, expected: Summary | None = None, losses: int | None = None
 ) -> Facts:
-    """Say what a run has shown; it must have the undisturbed run's weights, balanced ledgers and that many losses."""
+    """Say what a run has shown; it must have the undisturbed run's weights, balanced ledgers and that many losses.
+
+    Raises:
+        WasStopped: it was.
+    """
+    if summary.status != "completed":
+        raise WasStopped
     found = {kind: [e for e in summary.events if e["event"] == kind] for kind in ("lost", "recovered", "imbalance")}
     gone = {event["actor"] for event in found["lost"]}
     wrong = [f"{e['edge']}: {e['reason']}" for e in found["imbalance"]]

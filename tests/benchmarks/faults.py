@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.benchmarks import kills  # noqa: E402
 from tests.benchmarks.fault_rows import ROWS, WEIGHTS  # noqa: E402
+from tests.benchmarks.fault_runs import WasStopped  # noqa: E402
 from tests.benchmarks.methods_results import FOLDER  # noqa: E402
 from tests.benchmarks.methods_runs import commit, surroundings  # noqa: E402
 
@@ -39,10 +40,16 @@ Line = dict[str, Any]
 
 
 def perform(name: str, number: int) -> Line:
-    """Do one run and return its line; one that raises has not held."""
+    """Do one run and return its line; one that raises has not held.
+
+    Raises:
+        WasStopped: a signal has ended it.
+    """
     row = ROWS[name]
     try:
         facts = row.run(number) if row.environment is None else _in_own_process(name, number, row.environment)
+    except WasStopped:
+        raise
     except Exception as error:
         traceback.print_exc()
         facts = {"held": False, "why": f"{type(error).__name__}: {error}".splitlines()[0], "lost": 0}
@@ -139,7 +146,10 @@ def main() -> int:
             is_done = known is not None and not (arguments.again and not known["held"])
             if arguments.table or is_done or name not in (arguments.only or ROWS):
                 continue
-            line = by_key[name, number] = perform(name, number)
+            try:
+                line = by_key[name, number] = perform(name, number)
+            except WasStopped:
+                return 130
             RESULTS.parent.mkdir(exist_ok=True)
             with RESULTS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
