@@ -211,6 +211,18 @@ class Checkpoints:
         if why is not None:
             raise why
 
+    def discard(self, positions: Sequence[int]) -> None:
+        """Delete what was written of checkpoints that will never be complete; one that was committed before stays.
+
+        Raises:
+            UserError: another orchestrator has taken over.
+            OSError: one can't be deleted.
+        """
+        folders = set(map(checkpoint_folder, positions)) & set(self.uncommitted())
+        self._fence()
+        for folder in sorted(folders):
+            self.storage.delete(folder, MANIFEST)
+
     def _names(self) -> list[str]:
         """Return the names of all manifests."""
         try:

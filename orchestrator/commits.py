@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from actors.errors import RunError, UserError
@@ -46,6 +47,8 @@ class Commits:
         self._done: list[Checkpoint] = []
         """Committed, and not told of yet."""
         self._is_unpruned = False
+        self._has_unneeded = False
+        """Whether a further position is none, of which other blocks may have written."""
 
     @property
     def has_news(self) -> bool:
@@ -132,6 +135,9 @@ class Commits:
         if self._is_unpruned:
             self._is_unpruned, newest = False, self.position
             self._work.begin(lambda: self._prune(newest))
+        elif self._has_unneeded:
+            self._has_unneeded, failed = False, [position for position in self._failed if position > self.position]
+            self._work.begin(lambda: self._discard(failed))
         elif ready := sorted(self._ready(names)):  # all of them, lest more become ready than are committed
             due = [(at, [self._shards[at][name] for name in names], self._source[at]) for at in ready]
             self._work.begin(lambda: self._commit_all(due))
@@ -179,6 +185,15 @@ class Commits:
             for old in [place for place in known if place <= checkpoint.position]:
                 del known[old]
 
+    def _discard(self, failed: Sequence[int]) -> Callable[[], None]:
+        """Delete what blocks have written of positions that are no checkpoints: it may fill the disk that refused them.
+
+        Where that fails, `error` tells of the disk already; the next failure or checkpoint tries again.
+        """
+        with suppress(OSError):
+            self.checkpoints.discard(failed)
+        return lambda: None
+
     def _prune(self, newest: int) -> Callable[[], None]:
         """Delete what is no longer needed; what can't be deleted now is looked for again after the next checkpoint."""
         why = None
@@ -197,6 +212,7 @@ class Commits:
         """An unwritten snapshot: the checkpoint before stays, and the next interval tries again."""
         if position in self._failed or position <= self.position:
             return
+        self._has_unneeded = True
         self.error = self._failed[position] = f"checkpoint at batch {position} was not written ({reason})"
         self._since, self._is_asked = self._clock(), False
 

@@ -72,6 +72,15 @@ def test_a_storage_that_fails_in_its_own_way_leaves_the_checkpoint_before_and_th
     assert written.snapshot(11) == [11] and written.commits.error is None and written.stored == [11]
 
 
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_what_was_written_of_a_checkpoint_that_is_none_does_not_fill_the_disk(tmp_path, monkeypatch, is_beside):
+    written = Written(tmp_path.name, monkeypatch, in_background=is_beside)
+    assert written.snapshot(3, at_end=True) == [3]
+    assert written.snapshot(7, errors={7: "disk full"}, at_end=True) == []
+    assert written.storage.folders() == ["batch-000000003"], "though no checkpoint has followed"
+    assert written.snapshot(3, errors={3: "said late"}, at_end=True) == [] and written.stored == [3]
+
+
 @pytest.mark.parametrize("failing", ["names", "delete"])
 def test_old_checkpoints_that_cannot_be_deleted_stop_nothing_and_go_later(tmp_path, monkeypatch, failing):
     written = Written(tmp_path.name, monkeypatch)
