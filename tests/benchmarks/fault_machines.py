@@ -149,7 +149,8 @@ def spoil(number: int) -> Facts:
 def fail_calls(number: int) -> Facts:
     """Ray loses calls between actors, and answers to them, at random; needs RPC_FAILURES in the environment."""
     rule = tuple(kills.RULES)[number % 5]
-    cluster, seen = RayCluster(object_store_bytes=300 * 1024**2), {"sessions": 0}
+    cluster = RayCluster(object_store_bytes=300 * 1024**2, keep=True)  # `act` may still ask when the run has ended
+    seen = {"sessions": 0}
 
     def act(run: Running) -> None:
         """Count how often a consumer has asked for something again, until the run has ended."""
