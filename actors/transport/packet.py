@@ -43,6 +43,8 @@ _DTYPES = {
     )
 }  # fmt: skip
 
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
 # Buffers of shared memory are read-only on purpose; torch warns once per process that it can't say so.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
 
@@ -67,6 +69,17 @@ def checksum(buffer: np.ndarray) -> int:
     return (total * 31 + zlib.crc32(buffer[even:].tobytes()) + buffer.nbytes) & 0xFFFFFFFFFFFFFFFF
 
 
+def check_dtypes(message: Message, edge: str) -> None:
+    """Refuse a message with numbers of a kind that can't travel.
+
+    Raises:
+        EdgeError: names the tensor.
+    """
+    for name, tensor in message.tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
+
+
 def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet:
     """Lay a message out for its journey; tensors are moved to the CPU if they are elsewhere.
 
@@ -78,10 +91,9 @@ def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet
     Raises:
         EdgeError: a tensor's dtype can't travel.
     """
+    check_dtypes(message, edge)
     table, buffers = [], []
     for name, tensor in message.tensors.items():
-        if tensor.dtype not in _DTYPES.values():
-            raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
         coded = encode(tensor, codec) if message.kind in CODED_KINDS else None
         entry, buffer = _flatten(tensor if coded is None else coded.tensor)
         origin = [] if coded is None else [_name(coded.dtype), coded.scale]
@@ -107,13 +119,18 @@ def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet
     return Packet(body + zlib.crc32(body).to_bytes(4, "little"), tuple(buffers))
 
 
-def unpack(packet: Packet, *, run: str, edge: str) -> Message:
+def unpack(packet: Packet, *, run: str, edge: str, header: Mapping[str, Any] | None = None) -> Message:
     """Check a packet and give back its message; its large tensors are read-only views.
+
+    Args:
+        packet: what has arrived.
+        run, edge: what its header must name.
+        header: what `read_header` has returned for it, if it has been read.
 
     Raises:
         CorruptMessage: the header or a buffer is not what was sent, or belongs to another run or edge.
     """
-    header = read_header(packet.header, edge)
+    header = read_header(packet.header, edge) if header is None else header
     if header["run"] != run or header["edge"] != edge:
         raise CorruptMessage(
             f"edge {edge}: expected a message of run {run!r}, got one of run {header['run']!r}, "
@@ -198,7 +215,7 @@ def _is_coded(dtype: str, origin: str, scale: float) -> bool:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
