@@ -17,7 +17,8 @@ from actors.errors import EdgeError, SessionRefused
 from actors.messages import Kind, Message, from_plain, to_plain
 from actors.transport.codec import PLAIN, WireError
 from actors.transport.packet import CODED_KINDS, Packet, unpack
-from actors.transport.parcel import Parcel
+from actors.transport.parcel import Parcel, Put
+from actors.transport.staging import STAGED_BYTES
 
 Session = tuple[int, int]
 """(incarnation of the consumer, counter): ordered, the newest one is served."""
@@ -208,6 +209,11 @@ class Outbox:
         """Answer a consumer in this process as `take` does; what lies on a device stays there."""
         parcels, facts = self._answer(take)
         return Reply(take.session, tuple(parcel.handed() for parcel in parcels), *facts)
+
+    def take_referred(self, take: Take, put: Put, above: int = STAGED_BYTES) -> Reply:
+        """Answer a consumer as `take` does; tensors of more than `above` bytes stay here, where it fetches them."""
+        parcels, facts = self._answer(take)
+        return Reply(take.session, tuple(parcel.referred(put, above) for parcel in parcels), *facts)
 
     def _answer(self, take: Take) -> tuple[Sequence[Parcel], tuple[Any, ...]]:
         """Return what is handed out, and the other fields of the reply."""

@@ -1,7 +1,7 @@
 """A message in an outbox: packed when it is first taken, in the thread that takes it, while its producer computes on.
 
 What lies on a device begins its way to the host at once, unless its consumer is in the same process: to that one it is
-handed as it is.
+handed as it is. A consumer that fetches large tensors by itself gets references to them instead (`direct.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from actors.messages import Message, num_bytes
 from actors.transport.codec import PLAIN
-from actors.transport.packet import Packet, check_dtypes, pack, read_header, unpack
-from actors.transport.staging import begin_leaving, is_on_device
+from actors.transport.packet import Packet, Referred, check_dtypes, laid_flat, pack, read_header, unpack
+from actors.transport.staging import STAGED_BYTES, begin_leaving, is_on_device
+
+Put = Callable[[list[Tensor]], Any]
+"""Keeps tensors for others to fetch, and returns a reference: they can be fetched as long as somebody holds it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Parcel:
         self._run, self._edge, self._codec = run, edge, codec
         self._packing = threading.Lock()
         self._packet: Packet | None = None
+        self._referred: Referred | None = None
         self._arrived: Callable[[], Mapping[str, Tensor]] | None = None
         if codec != PLAIN:
             self.packet()
@@ -82,6 +86,32 @@ class Parcel:
             if self._message is not None and is_on_device(self._message.tensors):
                 return Handed.of(self._message)
         return self.packet()
+
+    def referred(self, put: Put, above: int = STAGED_BYTES) -> Packet:
+        """Return it for a consumer that fetches tensors of more than `above` bytes: those stay where they lie.
+
+        What has been packed goes as it was packed. The message stays too, since a snapshot may want it packed.
+        """
+        with self._packing:
+            if self._referred is None and self._message is not None:
+                self._referred = self._left_behind(self._message, put, above)
+            if self._referred is not None:
+                return self._referred
+        return self.packet()
+
+    def _left_behind(self, message: Message, put: Put, above: int) -> Referred | None:
+        large = {name: tensor for name, tensor in message.tensors.items() if tensor.nbytes > above}
+        if is_on_device(large):  # those of one reference must lie on devices of one kind
+            large = {name: tensor for name, tensor in large.items() if tensor.device.type != "cpu"}
+        if not large:
+            return None
+        packet = pack(message, run=self._run, edge=self._edge, beside=large)
+        return Referred(packet.header, packet.buffers, put([_alone(laid_flat(tensor)) for tensor in large.values()]))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return it with memory of its own: all of a tensor's memory is registered, of which it may be a small part."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 @dataclass(frozen=True)

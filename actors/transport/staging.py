@@ -7,8 +7,10 @@ it is; only the copies need to be waited for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,8 +84,19 @@ def entrance_to(device: str) -> Entrance | None:
     return Entrance(found) if found.type == "cuda" else None
 
 
+def memory_apart(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context for what is written to a device by no stream: memory that queued work may still read is not
+    given out in it."""
+    return torch.cuda.stream(_stream_without_work(device)) if device.type == "cuda" else nullcontext()
+
+
 def _pinned_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True)
+
+
+@lru_cache
+def _stream_without_work(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @lru_cache
