@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import socket
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 import torch
 from ray._private import worker
+from ray.experimental import set_target_device_for_ref
 from torch import Tensor
 
 from actors.errors import EdgeError, LostReply, UserError
@@ -46,16 +48,22 @@ def put(tensors: list[Tensor]) -> Any:
 
 
 def read(references: list[Any], device: str) -> Sequence[Sequence[Tensor]]:
-    """Fetch tensors to a device.
+    """Fetch tensors to a device, those of one reference after those of another.
+
+    Ray could begin with all at once. But each brings news of what its producer has registered, and where memory was
+    freed in between, NIXL gives up what is still on its way from there.
 
     Raises:
         RayError: their producer is gone, or they did not come in time.
     """
+    until = time.monotonic() + FETCH_DEADLINE_S
+    found = []
     try:
-        for reference in references:
-            ray.experimental.set_target_device_for_ref(reference, device)
         with memory_apart(torch.device(device)):
-            return ray.get(references, timeout=FETCH_DEADLINE_S)
+            for reference in references:
+                set_target_device_for_ref(reference, device)
+                found.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
+        return found
     finally:
         _forget(references)
 
