@@ -12,6 +12,7 @@ import importlib
 import socket
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -65,7 +66,7 @@ def read(references: list[Any], device: str) -> Sequence[Sequence[Tensor]]:
                 found.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
         return found
     finally:
-        _forget(references)
+        _BOOKS.note(references)
 
 
 def fetched(reply: Reply, get: Get) -> Reply:
@@ -154,12 +155,29 @@ def _share_agent() -> None:
         )
 
 
-def _forget(references: list[Any]) -> None:
-    """Drop what Ray would keep for ever of every object that was fetched: where it was, and its agent's regions."""
-    books = worker.global_worker.rdt_manager
-    with books._lock:
+class Books:
+    """What Ray would keep for ever of every object that was fetched: where it was, and what its producer registered.
+
+    Dropped here, but not at once: another reply may refer to the same object, and waits to be fetched.
+    """
+
+    def __init__(self, keep: int = 64) -> None:
+        self._keep = keep
+        self._fetched: OrderedDict[str, None] = OrderedDict()
+
+    def note(self, references: list[Any]) -> None:
+        """Note what was fetched last, and drop what was long ago."""
         for reference in references:
-            books._managed_rdt_metadata.pop(reference.hex(), None)
+            self._fetched[reference.hex()] = None
+            self._fetched.move_to_end(reference.hex())
+        rdt = worker.global_worker.rdt_manager
+        while len(self._fetched) > self._keep:
+            name, _ = self._fetched.popitem(last=False)
+            with rdt._lock:
+                rdt._managed_rdt_metadata.pop(name, None)
+
+
+_BOOKS = Books()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,77 @@
+"""Blocks whose large tensors are read from each other's memory learn what they learn through the object store."""
+
+import importlib.util
+
+import pytest
+import ray
+
+from actors.errors import UserError
+from actors.transport import direct
+from orchestrator.cluster.ray_cluster import RayCluster
+from tests.runs import Replacing, assert_balanced, block_weights, run
+
+HAS_NIXL = importlib.util.find_spec("nixl") is not None
+LARGE = {
+    "data": {"shape": [2, 16, 16]},
+    "network": Replacing(name="cnn", channels=[8, 8, 8], pool_after=[2], blocks=2),
+}  # fmt: skip
+"""What travels between its blocks has 128 KiB."""
+METHODS = {
+    "local": {},
+    "backprop": {"rule": {"name": "backprop"}},
+    "channels last": {"rule": {"name": "backprop"}, "training": {"channels_last": True}},
+}
+DIRECT = {"placement": {"device_transport": "rdt"}}
+needs_nixl = pytest.mark.skipif(not HAS_NIXL, reason="NIXL is not installed")
+
+
+@pytest.fixture(scope="module")
+def direct_cluster(ray_cluster):
+    """Processes whose memory others can fetch from, on the Ray that `ray_cluster` started."""
+    cluster = RayCluster(keep=True, is_direct=True)
+    yield cluster
+    for process in cluster._spare:
+        ray.kill(process)
+
+
+def numbers(cluster):
+    """Return, of all processes, how many references were fetched, and how many objects are kept for others."""
+
+    def looked(host):
+        from ray.experimental.rdt.util import get_tensor_transport_manager
+
+        return len(direct._BOOKS._fetched), get_tensor_transport_manager("NIXL")._get_num_managed_meta_nixl()
+
+    calls = [process.__ray_call__.options(concurrency_group="control").remote(looked) for process in cluster._spare]
+    found = ray.get(calls, timeout=60)
+    return [sum(column) for column in zip(*found, strict=True)]
+
+
+@needs_nixl
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_that_are_fetched_change_no_weight(tmp_path, ray_cluster, direct_cluster, method):
+    through_store = run(tmp_path / "store", cluster=ray_cluster, **LARGE, **METHODS[method])
+    got = run(tmp_path / "direct", cluster=direct_cluster, **LARGE, **METHODS[method], **DIRECT)
+    fetched, _ = numbers(direct_cluster)
+    assert fetched > 0, "everything went another way"
+    assert block_weights(got) == block_weights(through_store) and got.test_accuracy == through_store.test_accuracy
+    assert_balanced(got)
+    assert [edge["bytes"] for edge in got.edges] == [edge["bytes"] for edge in through_store.edges]
+
+
+@needs_nixl
+@pytest.mark.parametrize(("mode", "actor"), [("local", "block0"), ("local", "block1"), ("global", "block0")])
+def test_a_killed_process_changes_no_weight(tmp_path, direct_cluster, mode, actor):
+    method = LARGE | METHODS["backprop"] | {"checkpoint": {"every_batches": 4}, "recovery": {"mode": mode}}
+    kills = {"kill": [{"actor": actor, "at": "step", "batch": 11}]}
+    got = run(tmp_path / "run", cluster=direct_cluster, **method, **DIRECT, faults=kills)
+    here = run(tmp_path / "here", **method)
+    assert [event["actor"] for event in got.events if event["event"] == "lost"] == [actor]
+    assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
+    assert_balanced(got)
+
+
+@pytest.mark.skipif(HAS_NIXL, reason="NIXL is installed")
+def test_a_node_without_nixl_is_named(tmp_path, direct_cluster):
+    with pytest.raises(UserError, match=r"placement\.device_transport: got 'rdt', .*'nixl'.*; install unlocked\[rdt\]"):
+        run(tmp_path / "run", cluster=direct_cluster, **LARGE, **DIRECT)
