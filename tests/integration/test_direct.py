@@ -13,7 +13,7 @@ from tests.runs import Replacing, assert_balanced, block_weights, run
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 LARGE = {
     "data": {"shape": [2, 16, 16]},
-    "network": Replacing(name="cnn", channels=[8, 8, 8], pool_after=[2], blocks=2),
+    "network": Replacing(name="cnn", channels=[8, 8, 8], pool_after=[3], blocks=2),
 }  # fmt: skip
 """What travels between its blocks has 128 KiB."""
 METHODS = {
