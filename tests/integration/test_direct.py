@@ -1,13 +1,17 @@
 """Blocks whose large tensors are read from each other's memory learn what they learn through the object store."""
 
 import importlib.util
+import sys
+import threading
 
 import pytest
 import ray
 
-from actors.errors import UserError
+from actors.errors import LostReply, UserError
 from actors.transport import direct
+from actors.transport.outbox import Take
 from orchestrator.cluster.ray_cluster import RayCluster
+from tests.contract import carriers
 from tests.runs import Replacing, assert_balanced, block_weights, run
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
@@ -69,6 +73,34 @@ def test_a_killed_process_changes_no_weight(tmp_path, direct_cluster, mode, acto
     assert [event["actor"] for event in got.events if event["event"] == "lost"] == [actor]
     assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
     assert_balanced(got)
+
+
+@needs_nixl
+def test_what_was_taken_and_not_fetched_dies_with_its_producer(ray_session, monkeypatch):
+    ray_session.cloudpickle.register_pickle_by_value(sys.modules[carriers.__name__])
+    options = {"concurrency_groups": {"io": 4}, "enable_tensor_transport": True, "num_cpus": 0}
+    actor = ray_session.remote(**options)(carriers.Outboxes).remote()
+    ray.get(actor.prepare.remote(), timeout=60)
+    direct.prepare("cpu")
+    producer = carriers.DirectCarrier(actor).producer()
+    producer.put_numbers(0, 1)
+    is_taken, is_dead, real = threading.Event(), threading.Event(), direct.read
+
+    def read(references, device):
+        is_taken.set()
+        assert is_dead.wait(carriers.DEADLINE_S)
+        return real(references, device)
+
+    monkeypatch.setattr(direct, "read", read)
+    port, take = producer.port(), Take(producer.edge, (0, 0), -1, -1, 0, limit=2, wait_s=0.0)
+    port.request(take)
+    assert is_taken.wait(carriers.DEADLINE_S)
+    ray.kill(actor)
+    port.request(take)
+    ends = [carriers.until(lambda: port.collect(carriers.SLICE_S))]
+    is_dead.set()
+    ends.append(carriers.until(lambda: port.collect(2 * direct.FETCH_DEADLINE_S)))
+    assert [type(end) for found in ends for _, end in found] == [ConnectionError, LostReply]
 
 
 @pytest.mark.skipif(HAS_NIXL, reason="NIXL is installed")
