@@ -54,13 +54,12 @@ class RayHost:
         with self._rest:
             if not self._rest.wait_for(lambda: self._num_running == 0, REST_S):
                 raise RunError(f"an actor of process {os.getpid()} has not ended {REST_S:.0f} s after it was told to")
+        fetches_to = [_prepared(spec) for spec, _ in actors]
         hosts = self._hosts[: len(actors)]
         self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
         reports = [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
         there = self._node() | {"takes_at": self._takes_at(actors)}
-        return [
-            report | there | {"fetches_to": _prepared(spec)} for report, (spec, _) in zip(reports, actors, strict=True)
-        ]
+        return [report | there | {"fetches_to": device} for report, device in zip(reports, fetches_to, strict=True)]
 
     def _takes_at(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> str | None:
         """Return where messages of this process are served, if they are to be; only Linux has such addresses."""

@@ -22,7 +22,11 @@ LARGE = {
 """What travels between its blocks has 128 KiB."""
 METHODS = {
     "local": {},
-    "backprop": {"rule": {"name": "backprop"}},
+    "three blocks": {
+        "network": Replacing(name="cnn", channels=[8, 8, 8], pool_after=[3], blocks=3),
+        "rule": {"name": "backprop"},
+        "schedule": {"delay_per_hop": 1},
+    },
     "channels last": {"rule": {"name": "backprop"}, "training": {"channels_last": True}},
 }
 DIRECT = {"placement": {"device_transport": "rdt"}}
@@ -54,8 +58,8 @@ def numbers(cluster):
 @needs_nixl
 @pytest.mark.parametrize("method", METHODS)
 def test_tensors_that_are_fetched_change_no_weight(tmp_path, ray_cluster, direct_cluster, method):
-    through_store = run(tmp_path / "store", cluster=ray_cluster, **LARGE, **METHODS[method])
-    got = run(tmp_path / "direct", cluster=direct_cluster, **LARGE, **METHODS[method], **DIRECT)
+    through_store = run(tmp_path / "store", cluster=ray_cluster, **LARGE | METHODS[method])
+    got = run(tmp_path / "direct", cluster=direct_cluster, **LARGE | METHODS[method], **DIRECT)
     fetched, _ = numbers(direct_cluster)
     assert fetched > 0, "everything went another way"
     assert block_weights(got) == block_weights(through_store) and got.test_accuracy == through_store.test_accuracy
@@ -66,7 +70,7 @@ def test_tensors_that_are_fetched_change_no_weight(tmp_path, ray_cluster, direct
 @needs_nixl
 @pytest.mark.parametrize(("mode", "actor"), [("local", "block0"), ("local", "block1"), ("global", "block0")])
 def test_a_killed_process_changes_no_weight(tmp_path, direct_cluster, mode, actor):
-    method = LARGE | METHODS["backprop"] | {"checkpoint": {"every_batches": 4}, "recovery": {"mode": mode}}
+    method = LARGE | {"rule": {"name": "backprop"}} | {"checkpoint": {"every_batches": 4}, "recovery": {"mode": mode}}
     kills = {"kill": [{"actor": actor, "at": "step", "batch": 11}]}
     got = run(tmp_path / "run", cluster=direct_cluster, **method, **DIRECT, faults=kills)
     here = run(tmp_path / "here", **method)
