@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from actors.errors import CorruptMessage, EdgeError, LostReply, MispairedMessage, SessionRefused
+from actors.priority import yield_to_computing
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
@@ -81,7 +82,7 @@ class TakeServer:
     def _serve(self, line: socket.socket) -> None:
         """Read the takes of a consumer; one that must wait for messages has a thread of its own."""
         turn = threading.Lock()
-        with line, ThreadPoolExecutor(MOST_TAKES) as waiting:
+        with line, ThreadPoolExecutor(MOST_TAKES, initializer=yield_to_computing) as waiting:
             try:
                 while True:
                     number, *fields = _body(line)
@@ -234,7 +235,11 @@ def _is_own(line: socket.socket) -> bool:
 
 
 def _in_background(target: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True, name="takes").start()
+    def served() -> None:
+        yield_to_computing()
+        target(*arguments)
+
+    threading.Thread(target=served, daemon=True, name="takes").start()
 
 
 def _send(line: socket.socket, body: list[Any], buffers: Iterable[np.ndarray] = ()) -> None:

@@ -13,6 +13,7 @@ import ray
 from actors.chain_actor import ChainActor
 from actors.errors import EdgeError, RunError
 from actors.host import Host
+from actors.priority import let_others_yield
 from actors.spec import BlockSpec, SourceSpec
 from actors.transport import direct
 from actors.transport.inbox import Port
@@ -32,6 +33,7 @@ class RayHost:
         self._hosts = [Host()]
         self._rest = threading.Condition()
         self._num_running = 0
+        self._others_yield = False
         self._server: TakeServer | None = None
 
     @property
@@ -95,12 +97,22 @@ class RayHost:
             raise RunError(f"{actor.name}: life {life} is over")
         with self._rest:
             self._num_running += 1
+        self._have_others_yield()
         try:
             return self._hosts[seat].run() | self._node()
         finally:
             with self._rest:
                 self._num_running -= 1
                 self._rest.notify_all()
+
+    def _have_others_yield(self) -> None:
+        """Let Ray's threads yield to the one that computes: before its first run, since it may have helpers later.
+
+        Where several actors share the process, some of its threads are to compute, and they can't be told apart.
+        """
+        if len(self._hosts) == 1 and not self._others_yield:
+            self._others_yield = True
+            let_others_yield()
 
     def watch(self, seat: int = 0) -> dict[str, Any]:
         """Return nothing once an actor is told to stop; a process that dies before makes the call fail."""
