@@ -15,6 +15,10 @@ YIELDING = 5
 """Niceness of threads that serve, above that of the process: where both want a core, they get a third as much."""
 
 
+_COMPUTING = os.getpriority(os.PRIO_PROCESS, os.getpid()) if sys.platform == "linux" else 0
+"""Niceness of the process before any of its threads yields; a new thread has that of the one that starts it."""
+
+
 def yield_to_computing() -> None:
     """Let this thread yield from now on; there is no way back without privileges."""
     _yield(threading.get_native_id())
@@ -22,15 +26,14 @@ def yield_to_computing() -> None:
 
 def let_others_yield() -> None:
     """Let every other thread that this process has so far yield to this one."""
-    if sys.platform != "linux":
-        return
-    for name in os.listdir("/proc/self/task"):
-        if int(name) != threading.get_native_id():
-            _yield(int(name))
+    if sys.platform == "linux":
+        for name in os.listdir("/proc/self/task"):
+            if int(name) != threading.get_native_id():
+                _yield(int(name))
 
 
 def _yield(thread: int) -> None:
     """Only Linux has a niceness per thread."""
     if sys.platform == "linux":
-        with suppress(OSError):  # it has ended, or is as nice as can be
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + YIELDING))
+        with suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, _COMPUTING + YIELDING))

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from actors.priority import YIELDING, let_others_yield, yield_to_computing
+from actors.priority import YIELDING, yield_to_computing
 from actors.transport.in_process import InProcessPort
 from actors.transport.outbox import Outbox, Reply, Take
 from actors.transport.same_node import SameNodePort, TakeServer
