@@ -53,7 +53,7 @@ class ChainActor:
         self.times = Times(trace=self.trace)
         self.edges = EdgeEnds(
             spec.run, outgoing, settings, spec.life, lambda: self.version,
-            room=spec.edges.room, keep=keep, state=restored,
+            room=spec.edges.room, keep=keep, state=restored, device=_entered_device(spec),
         )  # fmt: skip
         self.inboxes, self.outboxes = self.edges.inboxes, self.edges.outboxes
         self.restored = restored
@@ -247,3 +247,9 @@ class ChainActor:
     def account(self, edge: str) -> dict[str, Any]:
         """Return what the program has done with what it was given on an edge: `trained`, `held`, `dropped`."""
         return {"trained": self.task.handled[edge] if self.task else 0, "held": 0, "dropped": {}}
+
+
+def _entered_device(spec: BlockSpec | SourceSpec) -> str:
+    """Return where an actor wants messages; what a replay buffer may hold for long stays in the host's memory."""
+    is_prompt = isinstance(spec, BlockSpec) and spec.replay is None
+    return spec.machine.device if is_prompt else "cpu"

@@ -10,6 +10,7 @@ from actors.edges import EdgeSettings
 from actors.transport.codec import PLAIN
 from actors.transport.inbox import Inbox, Port
 from actors.transport.outbox import Outbox
+from actors.transport.staging import entrance_to
 
 MOST_POSITIONS = 64
 """Snapshots whose positions on the edges are remembered until they are committed."""
@@ -43,16 +44,19 @@ class EdgeEnds:
             whatever the settings say.
         keep: newest messages of an edge that its consumer may need again.
         state: of a snapshot, to go on from.
+        device: where messages are wanted.
     """
 
     def __init__(
         self, run: str, outgoing: Sequence[str], settings: EdgeSettings, life: Life, version: Callable[[], int],
         *, room: Mapping[str, int], keep: Mapping[str, int], state: Mapping[str, Any] | None = None,
+        device: str = "cpu",
     ) -> None:  # fmt: skip
         self.run, self.settings, self.life, self.room = run, settings, life, room
         self.inboxes: dict[str, Inbox] = {}
         self.outboxes: dict[str, Outbox] = {}
         self._state = state
+        self._entrance = entrance_to(device)
         self._received: dict[int, dict[str, int]] = {}
         for edge, capacity in edge_capacities(outgoing, settings, room).items():
             self.outboxes[edge] = Outbox(
@@ -76,6 +80,7 @@ class EdgeEnds:
         inbox = self.inboxes[edge] = Inbox(
             self.run, edge, port, window=self.settings.window, limit=self.settings.limit,
             incarnation=self.life.incarnation, retains=self.settings.retains,
+            entrance=self._entrance,
         )  # fmt: skip
         if self._state is not None and edge in self._state["inboxes"]:
             inbox.restore(self._state["inboxes"][edge])

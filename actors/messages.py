@@ -69,9 +69,10 @@ class Message:
 
 
 def to_plain(message: Message) -> dict[str, Any]:
-    """Return a message as plain values and tensors, for a snapshot."""
+    """Return a message as plain values and tensors in the host's memory, for a snapshot."""
     plain = {name: getattr(message, name) for name in ("batch_id", "version", "split", "answers", "sequence")}
-    return plain | {"kind": int(message.kind), "flags": int(message.flags), "tensors": dict(message.tensors)}
+    tensors = {name: tensor.cpu() for name, tensor in message.tensors.items()}
+    return plain | {"kind": int(message.kind), "flags": int(message.flags), "tensors": tensors}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Message:

@@ -43,6 +43,8 @@ class Machine:
     """Whether the process keeps to cores of its own."""
     serves_sockets: bool = False
     """Whether consumers on the same node take from it over a socket."""
+    is_direct: bool = False
+    """Whether large tensors travel straight from memory to memory."""
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def open_cluster(config: RunConfig) -> Cluster:
     placement = config.placement
     return RayCluster(
         strategy=placement.strategy, object_store_bytes=placement.object_store_bytes, wait_s=placement.wait_s,
-        deadline_s=placement.deadline_s,
+        deadline_s=placement.deadline_s, is_direct=placement.device_transport == "rdt",
     )  # fmt: skip
 
 

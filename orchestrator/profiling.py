@@ -106,8 +106,10 @@ class _Profiling:
         for actor in self.actors.values():
             actor.start()
             actor.times.start()
-        while any(not actor.task.is_done for actor in self.actors.values() if actor.task is not None):
-            moved = [self._advance(actor) for actor in self.actors.values()]
+        order = list(self.actors.values())
+        while any(not actor.task.is_done for actor in order if actor.task is not None):
+            moved = [self._advance(actor) for actor in order]
+            order.reverse()  # activations pass the whole chain in one round, feedback in the next
             if not any(moved):
                 raise RunError("nothing can advance while the blocks are profiled")
             through, now = self.actors[last].version, time.monotonic()

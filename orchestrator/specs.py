@@ -235,4 +235,5 @@ def _machine(config: RunConfig, *, device: str, threads: int, pins: bool = False
         is_shared=config.placement.backend == "in_process",
         pins=pins and config.placement.backend != "in_process",
         serves_sockets=config.placement.same_node == "socket",
+        is_direct=config.placement.device_transport == "rdt",
     )

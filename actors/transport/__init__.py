@@ -6,6 +6,7 @@ packet.py      header and payload as they travel
 in_process.py  carrier: a direct call (tests, the parity reference)
 same_process.py carrier: a direct call between threads
 same_node.py   carrier: a socket between processes of one machine
-ray_pull.py    carrier: a Ray actor call (the only file here that imports Ray)
+ray_pull.py    carrier: a Ray actor call (only this file and the next import Ray)
+direct.py      carrier: a Ray actor call, and large tensors straight from memory to memory (Ray Direct Transport)
 faulty.py      wraps any carrier: drop, delay, duplicate, reorder or corrupt a named message
 """

@@ -23,7 +23,7 @@ class InProcessPort:
         self._calls.append(take)
         if take.limit == 0 and not self.is_cut:
             with suppress(EdgeError):  # raised again when the call is collected
-                self.outbox.take(take)
+                self.outbox.take_here(take)
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Make every call now; those with nothing to return stay outstanding."""
@@ -34,7 +34,7 @@ class InProcessPort:
         still: list[Take] = []
         for take in self._calls:
             try:
-                reply = self.outbox.take(replace(take, wait_s=0.0))
+                reply = self.outbox.take_here(replace(take, wait_s=0.0))
             except Exception as error:
                 ended.append((take, error))
                 continue

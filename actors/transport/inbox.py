@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
 from actors.errors import CorruptMessage, EdgeError, LostReply
 from actors.messages import Message
 from actors.transport.outbox import MAX_WAIT_S, STOPPED, Reply, Session, Take
-from actors.transport.packet import Packet, read_header, unpack
+from actors.transport.parcel import Arrived
 
 MAX_CORRUPT = 8
 """Corrupt copies of one message before the edge gives up: a wire that never delivers it is broken."""
@@ -67,6 +68,8 @@ class Inbox:
         incarnation: which life of the consumer this is.
         gap_s: how long a missing sequence number may stay missing before a new session asks again.
         retains: True if acknowledged messages must stay with the producer until `durable` covers them.
+        entrance: brings a message to where the program computes, in a thread beside it, as soon as the one before has
+            been handed over; returns a call that waits for it. None: they may stay where they arrive.
     """
 
     def __init__(
@@ -80,9 +83,11 @@ class Inbox:
         incarnation: int = 0,
         gap_s: float = 5.0,
         retains: bool = False,
+        entrance: Callable[[Message], Callable[[], Message]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run, self.edge, self.port = run, edge, port
+        self.entrance = entrance
         self.window, self.limit = window, limit
         self.gap_s, self.retains, self.clock = gap_s, retains, clock
         self.received = -1
@@ -101,7 +106,10 @@ class Inbox:
         self._session: Session = (incarnation, 0)
         self._acknowledged = self._told_durable = -1
         self._outstanding = 0
-        self._arrived: dict[int, Packet] = {}
+        self._arrived: dict[int, Arrived] = {}
+        self._staged: tuple[int, Future[Callable[[], Message]]] | None = None
+        """The next message, which is being opened and brought to its device beside the program."""
+        self._stager = None if entrance is None else ThreadPoolExecutor(1, f"{edge} entrance")
         self._gap_since: float | None = None
         self._handed = 0
         self._end: int | None = None
@@ -176,14 +184,14 @@ class Inbox:
         return self.port is not None or self._next_port is not None
 
     def _pop(self) -> Message | None:
-        packet = self._arrived.get(self.received + 1)
-        if packet is None:
+        arrived = self._arrived.get(self.received + 1)
+        if arrived is None:
             self._watch_gap()
             if self.is_closed:
                 raise EdgeError(f"edge {self.edge}: closed after message {self.received}, another was expected")
             return None
         try:
-            message = unpack(packet, run=self.run, edge=self.edge)
+            message = self._entered(self.received + 1, arrived)
             if message.sequence != self.received + 1:
                 raise CorruptMessage(f"edge {self.edge}: message {message.sequence} came as {self.received + 1}")
         except CorruptMessage as error:
@@ -193,8 +201,25 @@ class Inbox:
         del self._arrived[message.sequence]
         self.received = message.sequence
         self._gap_since, self._num_corrupt = None, 0
-        self.num_bytes += packet.num_bytes
+        self.num_bytes += arrived.packet.num_bytes
+        self._stage_next()
         return message
+
+    def _entered(self, sequence: int, arrived: Arrived) -> Message:
+        staged, self._staged = self._staged, None
+        if staged is not None and staged[0] == sequence:
+            return staged[1].result()()
+        message = arrived.opened(self.run, self.edge)
+        return message if self.entrance is None else self.entrance(message)()
+
+    def _stage_next(self) -> None:
+        """Begin to open what the program will ask for next, if it is there, while the program computes."""
+        following = self._arrived.get(self.received + 1)
+        if self.entrance is not None and self._stager is not None and following is not None:
+            self._staged = self.received + 1, self._stager.submit(self._stage, self.entrance, following)
+
+    def _stage(self, entrance: Callable[[Message], Callable[[], Message]], arrived: Arrived) -> Callable[[], Message]:
+        return entrance(arrived.opened(self.run, self.edge))
 
     def tell(self, oldest_trainable: int) -> None:
         """Promise at once never to start training on messages of a lower version; a promise is never taken back."""
@@ -274,14 +299,14 @@ class Inbox:
             self._end = reply.end
         for packet in reply.packets:
             try:
-                sequence = read_header(packet.header, self.edge)["sequence"]
+                arrived = Arrived.read(packet, self.edge)
             except CorruptMessage as error:
                 self._corrupt = error
                 continue  # now missing: the gap is noticed and asked for again
-            if sequence <= self.received or sequence in self._arrived:
+            if arrived.sequence <= self.received or arrived.sequence in self._arrived:
                 self.num_duplicates += 1
             else:
-                self._arrived[sequence] = packet
+                self._arrived[arrived.sequence] = arrived
 
     def _watch_gap(self) -> None:
         if self._handed <= self.received + 1:
@@ -308,6 +333,7 @@ class Inbox:
         self._session = (incarnation, counter + 1)
         self._outstanding = 0
         self._arrived.clear()
+        self._staged = None
         self._gap_since, self._handed = None, 0
         self.num_sessions += 1
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import EdgeError, SessionRefused
 from actors.messages import Kind, Message, from_plain, to_plain
 from actors.transport.codec import PLAIN, WireError
-from actors.transport.packet import CODED_KINDS, Packet, pack, unpack
+from actors.transport.packet import CODED_KINDS, Packet, unpack
+from actors.transport.parcel import Parcel, Put
+from actors.transport.staging import STAGED_BYTES
 
 Session = tuple[int, int]
 """(incarnation of the consumer, counter): ordered, the newest one is served."""
@@ -103,13 +105,15 @@ class Outbox:
         self.num_bytes = 0
         self.wire_error = WireError(codec)
         self._most_waiting = 0
-        self._kept: deque[tuple[int, Packet]] = deque()
+        self._kept: deque[tuple[int, Parcel]] = deque()
         self._recent: deque[int] = deque(maxlen=keep)
         self._next_sequence = 0
         self._cursor = 0
         self._session: Session = (-1, -1)
         self._session_first = 0
         self._closed = False
+        self._leaves = False
+        """Whether a consumer of another process has asked."""
         lock = threading.RLock()
         self._changed, self._filled = threading.Condition(lock), threading.Condition(lock)
         """What the producer waits for, and the consumer's takes; a message wakes one of these only."""
@@ -128,7 +132,7 @@ class Outbox:
     def kept_bytes(self) -> int:
         """Payload bytes that are stored here, received or not."""
         with self._changed:
-            return sum(packet.num_bytes for _, packet in self._kept)
+            return sum(parcel.num_bytes for _, parcel in self._kept)
 
     def most_waiting(self) -> int:
         """Return the most messages that waited at a time since this was last asked."""
@@ -144,28 +148,27 @@ class Outbox:
             if not self._changed.wait_for(lambda: self.num_waiting < self.capacity, wait_s):
                 return False
             sequence = self._next_sequence
-        # Packing reads the whole payload, so it is done outside the lock; only one thread puts.
-        packet = self._packed(message, sequence)
+        parcel = self._parcel(message, sequence)  # outside the lock; only one thread puts
         if message.kind in CODED_KINDS:
             self.wire_error.look(sequence, message.tensors)
         with self._changed:
             if sequence != self._next_sequence:  # a new session has moved it meanwhile
                 sequence = self._next_sequence
-                packet = self._packed(message, sequence)
-            self._store(sequence, message.kind, packet)
+                parcel = self._parcel(message, sequence)
+            self._store(sequence, message.kind, parcel)
             self._next_sequence += 1
             self._most_waiting = max(self._most_waiting, self.num_waiting)
-            self.num_bytes += packet.num_bytes
+            self.num_bytes += parcel.num_bytes
             self._free()
             self._filled.notify()
         return True
 
-    def _packed(self, message: Message, sequence: int) -> Packet:
+    def _parcel(self, message: Message, sequence: int) -> Parcel:
         sent = message.numbered(sequence, self.incarnation)
-        return pack(sent, run=self.run, edge=self.edge, codec=self.wire_error.codec)
+        return Parcel(sent, run=self.run, edge=self.edge, codec=self.wire_error.codec, leaves=self._leaves)
 
-    def _store(self, sequence: int, kind: Kind, packet: Packet) -> None:
-        self._kept.append((sequence, packet))
+    def _store(self, sequence: int, kind: Kind, parcel: Parcel) -> None:
+        self._kept.append((sequence, parcel))
         if kind in (Kind.ACTIVATION, Kind.FEEDBACK, Kind.DONE):
             self._recent.append(sequence)
 
@@ -198,11 +201,27 @@ class Outbox:
             SessionRefused: the consumer is an older life or has opened a newer session itself.
             EdgeError: the consumer claims messages that it was never handed, or that are gone.
         """
+        self._leaves = True
+        parcels, facts = self._answer(take)
+        return Reply(take.session, tuple(parcel.packet() for parcel in parcels), *facts)  # read without the lock
+
+    def take_here(self, take: Take) -> Reply:
+        """Answer a consumer in this process as `take` does; what lies on a device stays there."""
+        parcels, facts = self._answer(take)
+        return Reply(take.session, tuple(parcel.handed() for parcel in parcels), *facts)
+
+    def take_referred(self, take: Take, put: Put, above: int = STAGED_BYTES) -> Reply:
+        """Answer a consumer as `take` does; tensors of more than `above` bytes stay here, where it fetches them."""
+        parcels, facts = self._answer(take)
+        return Reply(take.session, tuple(parcel.referred(put, above) for parcel in parcels), *facts)
+
+    def _answer(self, take: Take) -> tuple[Sequence[Parcel], tuple[Any, ...]]:
+        """Return what is handed out, and the other fields of the reply."""
         with self._changed:
             self._open(take)
             self._acknowledge(take)
             if take.limit == 0:
-                return self._reply(take, ())
+                return (), self._facts
             self._filled.wait_for(
                 lambda: self._cursor < self._next_sequence or self._closed or take.session < self._session,
                 min(take.wait_s, MAX_WAIT_S),
@@ -211,14 +230,14 @@ class Outbox:
                 raise SessionRefused(f"edge {self.edge}: session {take.session} ended, {self._session} is served")
             start = self._cursor - self._first
             stop = min(start + take.limit, len(self._kept))
-            packets = tuple(self._kept[i][1] for i in range(start, stop))
-            self._cursor += len(packets)
-            return self._reply(take, packets)
+            parcels = [self._kept[i][1] for i in range(start, stop)]
+            self._cursor += len(parcels)
+            return parcels, self._facts
 
-    def _reply(self, take: Take, packets: tuple[Packet, ...]) -> Reply:
-        return Reply(
-            take.session, packets, self._cursor, self.version(), self._end, self._session_first, self.oldest_trainable
-        )
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        """What a reply says besides its session and packets, in the order of its fields."""
+        return (self._cursor, self.version(), self._end, self._session_first, self.oldest_trainable)
 
     @property
     def _end(self) -> int | None:
@@ -280,7 +299,7 @@ class Outbox:
         """Return how far the edge is, and the newest `keep` training messages with all that lies between them."""
         with self._changed:
             since = self._recent[0] if self._recent else self._next_sequence
-            kept = [packet for sequence, packet in self._kept if sequence >= since]
+            kept = [parcel.packet() for sequence, parcel in self._kept if sequence >= since]
             facts = {"sent": self._next_sequence, "bytes": self.num_bytes}
         return facts | {"kept": [to_plain(unpack(packet, run=self.run, edge=self.edge)) for packet in kept]}
 
@@ -288,5 +307,5 @@ class Outbox:
         """Go on as the life that `state` is of."""
         for plain in state["kept"]:
             message = from_plain(plain)
-            self._store(message.sequence, message.kind, self._packed(message, message.sequence))
+            self._store(message.sequence, message.kind, self._parcel(message, message.sequence))
         self._next_sequence, self.num_bytes = state["sent"], state["bytes"]

@@ -3,6 +3,7 @@
 Nothing is ever unpickled from a header; sizes are capped and everything is checked before a tensor
 is made. Tensors cross as views of the producer's memory; the receiver must not write to them. Under a wire codec
 activations and feedback cross in fewer bits; a header's table then says what they were and by what they are scaled.
+Large tensors may cross beside the packet (`Referred`): the table then says what must come, and has no sum of its bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ long after the activation beside them is done with, and would keep its memory.""
 ALIGNMENT = 64
 """Bytes at a multiple of which torch's own tensors begin; results of small products depend on it. Where the buffers of
 several messages come in one reply, Ray puts them anywhere, and which ones do depends on the time."""
+BESIDE = -1
+"""In place of a checksum: the tensor comes beside the packet."""
 CODED_KINDS = (Kind.ACTIVATION, Kind.FEEDBACK)
 """What a wire codec acts on; an evaluation is of the network as it will be used."""
 
@@ -42,6 +45,9 @@ _DTYPES = {
         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
     )
 }  # fmt: skip
+
+_ORDERS = ("contiguous", "channels_last")
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 # Buffers of shared memory are read-only on purpose; torch warns once per process that it can't say so.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
@@ -60,6 +66,25 @@ class Packet:
         return sum(buffer.nbytes for buffer in self.buffers)
 
 
+@dataclass(frozen=True)
+class Referred(Packet):
+    """Its large tensors stay where they are until its consumer fetches them by `reference`, of a list of them."""
+
+    reference: Any
+
+
+@dataclass(frozen=True)
+class Fetched(Packet):
+    """What a consumer has fetched the large tensors of, in the order of the header's table."""
+
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Payload size in bytes."""
+        return super().num_bytes + sum(tensor.nbytes for tensor in self.tensors)
+
+
 def checksum(buffer: np.ndarray) -> int:
     """Return a 64-bit sum of a flat uint8 buffer; finds any changed bit at about the speed of memory."""
     even = buffer.nbytes & ~7
@@ -67,21 +92,35 @@ def checksum(buffer: np.ndarray) -> int:
     return (total * 31 + zlib.crc32(buffer[even:].tobytes()) + buffer.nbytes) & 0xFFFFFFFFFFFFFFFF
 
 
-def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet:
+def check_dtypes(message: Message, edge: str) -> None:
+    """Refuse a message with numbers of a kind that can't travel.
+
+    Raises:
+        EdgeError: names the tensor.
+    """
+    for name, tensor in message.tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
+
+
+def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN, beside: Collection[str] = ()) -> Packet:
     """Lay a message out for its journey; tensors are moved to the CPU if they are elsewhere.
 
     Args:
         message: what travels.
         run, edge: written into the header.
         codec: what activations and feedback travel as.
+        beside: names of tensors that travel beside the packet, as they are; see `laid_flat`.
 
     Raises:
         EdgeError: a tensor's dtype can't travel.
     """
+    check_dtypes(message, edge)
     table, buffers = [], []
     for name, tensor in message.tensors.items():
-        if tensor.dtype not in _DTYPES.values():
-            raise EdgeError(f"edge {edge}: tensor {name!r} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
+        if name in beside:
+            table.append([name, *_entry(tensor), BESIDE])
+            continue
         coded = encode(tensor, codec) if message.kind in CODED_KINDS else None
         entry, buffer = _flatten(tensor if coded is None else coded.tensor)
         origin = [] if coded is None else [_name(coded.dtype), coded.scale]
@@ -107,24 +146,39 @@ def pack(message: Message, *, run: str, edge: str, codec: str = PLAIN) -> Packet
     return Packet(body + zlib.crc32(body).to_bytes(4, "little"), tuple(buffers))
 
 
-def unpack(packet: Packet, *, run: str, edge: str) -> Message:
+def unpack(packet: Packet, *, run: str, edge: str, header: Mapping[str, Any] | None = None) -> Message:
     """Check a packet and give back its message; its large tensors are read-only views.
+
+    Args:
+        packet: what has arrived.
+        run, edge: what its header must name.
+        header: what `read_header` has returned for it, if it has been read.
 
     Raises:
         CorruptMessage: the header or a buffer is not what was sent, or belongs to another run or edge.
     """
-    header = read_header(packet.header, edge)
+    header = read_header(packet.header, edge) if header is None else header
+    fetched = packet.tensors if isinstance(packet, Fetched) else ()
     if header["run"] != run or header["edge"] != edge:
         raise CorruptMessage(
             f"edge {edge}: expected a message of run {run!r}, got one of run {header['run']!r}, "
             f"edge {header['edge']!r}; it is refused"
         )
     table = header["tensors"]
-    if len(table) != len(packet.buffers):
-        raise CorruptMessage(f"edge {edge}: the header lists {len(table)} tensors, got {len(packet.buffers)}")
+    rows = [_check_row(edge, row) for row in table]
+    num_beside = sum(row[4] == BESIDE for row in rows)
+    if (num_beside, len(rows) - num_beside) != (len(fetched), len(packet.buffers)):
+        raise CorruptMessage(
+            f"edge {edge}: the header lists {len(rows)} tensors, {num_beside} of them beside the packet, "
+            f"got {len(packet.buffers)} in it and {len(fetched)} beside it"
+        )
     tensors: dict[str, Tensor] = {}
-    for row, buffer in zip(table, packet.buffers, strict=True):
-        name, dtype, shape, order, expected, *origin = _check_row(edge, row)
+    in_packet, beside = iter(packet.buffers), iter(fetched)
+    for name, dtype, shape, order, expected, *origin in rows:
+        if expected == BESIDE:
+            tensors[name] = _checked(edge, name, dtype, shape, order, next(beside))
+            continue
+        buffer = next(in_packet)
         if (got := checksum(buffer)) != expected:
             raise CorruptMessage(
                 f"edge {edge}, message {header['sequence']}: tensor {name!r} has checksum {got}, "
@@ -198,27 +252,49 @@ def _is_coded(dtype: str, origin: str, scale: float) -> bool:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
+
+
+def laid_flat(tensor: Tensor) -> Tensor:
+    """Return it in memory order, contiguous, without a copy where dense: [batch, height, width, channels] of images
+    that are channels_last."""
+    tensor = tensor.detach()
+    return tensor.permute(0, 2, 3, 1) if _is_channels_last(tensor) else tensor.contiguous()
+
+
+def _entry(tensor: Tensor) -> list[Any]:
+    """Return [dtype, shape, dimension order]."""
+    order = "channels_last" if _is_channels_last(tensor) else "contiguous"
+    return [_name(tensor.dtype), list(tensor.shape), order]
 
 
 def _flatten(tensor: Tensor) -> tuple[list[Any], np.ndarray]:
-    """Return [dtype, shape, dimension order] and the bytes in memory order, without a copy where dense."""
-    tensor = tensor.detach()
+    """Return its entry and the bytes in memory order, without a copy where dense."""
     if tensor.device.type != "cpu":
         tensor = tensor.cpu()
-    order = "channels_last" if _is_channels_last(tensor) else "contiguous"
-    flat = tensor.permute(0, 2, 3, 1) if order == "channels_last" else tensor.contiguous()
+    flat = laid_flat(tensor)
     # A lone element counts as contiguous whatever its stride is; bytes can only be seen at stride 1.
     bits = flat.reshape(-1).as_strided((flat.numel(),), (1,)).view(torch.uint8)
-    return [_name(tensor.dtype), list(tensor.shape), order], bits.numpy()
+    return _entry(tensor), bits.numpy()
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+def _checked(edge: str, name: str, dtype: str, shape: list[int], order: str, flat: Tensor) -> Tensor:
+    """Return what was `laid_flat` as it was, if it is what the header's table says."""
+    tensor = flat.permute(0, 3, 1, 2) if order == "channels_last" and flat.dim() == 4 else flat
+    if [_NAMES.get(tensor.dtype), list(tensor.shape)] != [dtype, shape] or order not in _ORDERS:
+        raise CorruptMessage(
+            f"edge {edge}: tensor {name!r} came beside its packet as {tensor.dtype} of shape {list(tensor.shape)}, "
+            f"expected {dtype} of shape {shape}, {order}; it is not used"
+        )
+    return tensor
+
+
 def _unflatten(edge: str, name: str, dtype: str, shape: list[int], order: str, buffer: np.ndarray) -> Tensor:
-    if dtype not in _DTYPES or order not in ("contiguous", "channels_last"):
+    if dtype not in _DTYPES or order not in _ORDERS:
         raise CorruptMessage(f"edge {edge}: tensor {name!r} has unknown dtype {dtype!r} or order {order!r}")
     kind = _DTYPES[dtype]
     count = extent = 1

@@ -24,12 +24,13 @@ class RayPort:
 
     Args:
         producer: handle of an actor with a method `take(Take) -> Reply` and a concurrency group `io`.
+        method: another name of that method.
     """
 
-    def __init__(self, producer: Any) -> None:
+    def __init__(self, producer: Any, method: str = "take") -> None:
         self._producer = producer
-        self._take = producer.take.options(concurrency_group="io", enable_task_events=False)
-        self._ended: SimpleQueue[tuple[Take, Future[Reply]]] = SimpleQueue()
+        self._take = getattr(producer, method).options(concurrency_group="io", enable_task_events=False)
+        self._ended: SimpleQueue[tuple[Take, Reply | Exception]] = SimpleQueue()
 
     def __reduce__(self) -> tuple[Callable[..., RayPort], tuple[Any]]:
         return RayPort, (self._producer,)
@@ -39,17 +40,15 @@ class RayPort:
         self._take.remote(take).future().add_done_callback(partial(self._note, take))
 
     def _note(self, take: Take, call: Future[Reply]) -> None:
-        self._ended.put((take, call))
+        self._ended.put((take, _result(call)))
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Return the calls that ended, waiting up to `wait_s` seconds for the first."""
         found: list[tuple[Take, Reply | Exception]] = []
         try:
-            take, call = self._ended.get(timeout=wait_s)
-            found.append((take, _result(call)))
+            found.append(self._ended.get(timeout=wait_s))
             while True:
-                take, call = self._ended.get_nowait()
-                found.append((take, _result(call)))
+                found.append(self._ended.get_nowait())
         except Empty:
             return found
 

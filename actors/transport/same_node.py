@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from actors.errors import CorruptMessage, EdgeError, LostReply, MispairedMessage, SessionRefused
+from actors.priority import yield_to_computing
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
@@ -33,6 +35,8 @@ from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
 MAX_BODY_BYTES = 256 * MAX_HEADER_BYTES
 MOST_TAKES = 8
 """Of one consumer that are answered at the same time; each waits for messages in a thread of its own."""
+SEND_BUFFER_BYTES = 4 * 1024**2
+"""Of a line: a small one makes both ends take turns for one message."""
 _LENGTH = struct.Struct("<I")
 _BROKEN = (OSError, EOFError, ValueError, TypeError, IndexError)
 """What reading a frame raises where the other end is gone or sends something else: the line is given up."""
@@ -70,29 +74,33 @@ class TakeServer:
                 return  # closed
             if _is_own(line):
                 self.num_lines += 1
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # the kernel takes what it may
                 _in_background(self._serve, line)
             else:
                 line.close()
 
     def _serve(self, line: socket.socket) -> None:
-        """Read the takes of a consumer; one that asks for messages may wait, so that it has a thread of its own."""
+        """Read the takes of a consumer; one that must wait for messages has a thread of its own."""
         turn = threading.Lock()
-        with line, ThreadPoolExecutor(MOST_TAKES) as waiting:
+        with line, ThreadPoolExecutor(MOST_TAKES, initializer=yield_to_computing) as waiting:
             try:
                 while True:
                     number, *fields = _body(line)
                     take = Take(fields[0], tuple(fields[1]), *fields[2:])
-                    if take.limit:
+                    if not self._answer(line, turn, number, replace(take, wait_s=0.0), is_last=False):
                         waiting.submit(self._answer, line, turn, number, take)
-                    else:
-                        self._answer(line, turn, number, take)
             except _BROKEN:
                 return  # the consumer is gone
 
-    def _answer(self, line: socket.socket, turn: threading.Lock, number: int, take: Take) -> None:
+    def _answer(
+        self, line: socket.socket, turn: threading.Lock, number: int, take: Take, *, is_last: bool = True
+    ) -> bool:
+        """Send what a take is answered with; False if nothing is there yet and another try will be made."""
         parts: list[Any] = []
         try:
             reply = self._take(take)
+            if take.limit and not reply.packets and reply.end is None and not is_last:
+                return False
             packets = [[packet.header, [buffer.nbytes for buffer in packet.buffers]] for packet in reply.packets]
             body = [number, reply.session, packets, reply.handed, reply.version, reply.end, reply.first, reply.promised]
             parts = [buffer for packet in reply.packets for buffer in packet.buffers]
@@ -104,7 +112,8 @@ class TakeServer:
             with turn:
                 _send(line, body, parts)
         except OSError:
-            return  # nobody waits for it any more
+            pass  # nobody waits for it any more
+        return True
 
 
 class SameNodePort:
@@ -226,7 +235,11 @@ def _is_own(line: socket.socket) -> bool:
 
 
 def _in_background(target: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True, name="takes").start()
+    def served() -> None:
+        yield_to_computing()
+        target(*arguments)
+
+    threading.Thread(target=served, daemon=True, name="takes").start()
 
 
 def _send(line: socket.socket, body: list[Any], buffers: Iterable[np.ndarray] = ()) -> None:

@@ -17,7 +17,7 @@ class SameProcess:
 
 
 class SameProcessPort(InProcessPort):
-    """Line to an outbox that another thread of this process fills."""
+    """Line to an outbox that another thread of this process fills; what lies on a device stays there."""
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Make every call now; if none returns anything, wait for the first one's messages up to `wait_s`."""
@@ -29,7 +29,7 @@ class SameProcessPort(InProcessPort):
             return []
         take = self._calls[0]
         try:
-            reply = self.outbox.take(replace(take, wait_s=wait_s))
+            reply = self.outbox.take_here(replace(take, wait_s=wait_s))
         except Exception as error:
             del self._calls[0]
             return [(take, error)]

@@ -56,13 +56,15 @@ class RayCluster:
         wait_s: longest wait for resources.
         deadline_s: longest wait for a process to build its actors, which may read shards and download data.
         keep: keep hosts between runs (tests); they end with the Ray session.
+        is_direct: start processes that can keep tensors for others to fetch.
     """
 
     def __init__(
         self, *, strategy: str = "PACK", object_store_bytes: int | None = None, wait_s: float = 600.0,
-        deadline_s: float = 600.0, keep: bool = False,
+        deadline_s: float = 600.0, keep: bool = False, is_direct: bool = False,
     ) -> None:  # fmt: skip
         self._strategy, self._wait_s, self._deadline_s, self._keep = strategy, wait_s, deadline_s, keep
+        self._is_direct = is_direct
         self._gauges = RayGauges()
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
@@ -121,12 +123,13 @@ class RayCluster:
 
     def _process_for(self, request: Request) -> Any:
         seats = KEPT_SEATS if self._keep else len(request.names)  # one that is kept may hold more another time
-        return remote_host(request.num_takes + SPARE_TAKES, seats)
+        return remote_host(request.num_takes + SPARE_TAKES, seats, is_direct=self._is_direct)
 
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
             seats = KEPT_SEATS if self._keep else max(len(request.names) for _, request in self._requests.values())
-            self._spare.append(elsewhere(remote_host(KEPT_TAKES, seats), Request((), 0)))
+            host = remote_host(KEPT_TAKES, seats, is_direct=self._is_direct)
+            self._spare.append(elsewhere(host, Request((), 0)))
 
     def check(self, run_dir: Path) -> None:
         """Ask every host, and every spare, what it sees.

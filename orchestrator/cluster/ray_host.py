@@ -13,7 +13,9 @@ import ray
 from actors.chain_actor import ChainActor
 from actors.errors import EdgeError, RunError
 from actors.host import Host
+from actors.priority import let_others_yield
 from actors.spec import BlockSpec, SourceSpec
+from actors.transport import direct
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 from actors.transport.same_node import TakeServer
@@ -31,6 +33,7 @@ class RayHost:
         self._hosts = [Host()]
         self._rest = threading.Condition()
         self._num_running = 0
+        self._others_yield = False
         self._server: TakeServer | None = None
 
     @property
@@ -41,21 +44,24 @@ class RayHost:
     def assign(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> list[dict[str, Any]]:
         """Build actors in place of those before, once none of these computes; return their first reports.
 
-        These say where consumers on the same Ray node reach them, `takes_at`; None: over Ray only.
+        These say where consumers on the same Ray node reach them, `takes_at`; None: over Ray only. `fetches_to`: the
+        device to which large tensors are fetched from others' memory; None: they come with the message.
         What is built changes torch's and Python's state of the whole process for a moment, which no block may see.
 
         Raises:
             RunError: one of those before does not end.
+            UserError: a device's memory can't be fetched from, and shall be.
         """
         self.stop()
         with self._rest:
             if not self._rest.wait_for(lambda: self._num_running == 0, REST_S):
                 raise RunError(f"an actor of process {os.getpid()} has not ended {REST_S:.0f} s after it was told to")
+        fetches_to = [_prepared(spec) for spec, _ in actors]
         hosts = self._hosts[: len(actors)]
         self._hosts = hosts + [Host() for _ in range(len(actors) - len(hosts))]
         reports = [host.assign(spec, shape) for host, (spec, shape) in zip(self._hosts, actors, strict=True)]
         there = self._node() | {"takes_at": self._takes_at(actors)}
-        return [report | there for report in reports]
+        return [report | there | {"fetches_to": device} for report, device in zip(reports, fetches_to, strict=True)]
 
     def _takes_at(self, actors: Sequence[tuple[BlockSpec | SourceSpec, tuple[int, ...]]]) -> str | None:
         """Return where messages of this process are served, if they are to be; only Linux has such addresses."""
@@ -91,12 +97,22 @@ class RayHost:
             raise RunError(f"{actor.name}: life {life} is over")
         with self._rest:
             self._num_running += 1
+        self._have_others_yield()
         try:
             return self._hosts[seat].run() | self._node()
         finally:
             with self._rest:
                 self._num_running -= 1
                 self._rest.notify_all()
+
+    def _have_others_yield(self) -> None:
+        """Let Ray's threads yield to the one that computes: before its first run, since it may have helpers later.
+
+        Where several actors share the process, some of its threads are to compute, and they can't be told apart.
+        """
+        if len(self._hosts) == 1 and not self._others_yield:
+            self._others_yield = True
+            let_others_yield()
 
     def watch(self, seat: int = 0) -> dict[str, Any]:
         """Return nothing once an actor is told to stop; a process that dies before makes the call fail."""
@@ -105,6 +121,10 @@ class RayHost:
     def take(self, take: Take) -> Reply:
         """Hand messages to a consumer."""
         return self._producer(take.edge).take(take)
+
+    def take_referred(self, take: Take) -> Reply:
+        """Hand messages to a consumer that fetches their large tensors from this process."""
+        return self._producer(take.edge).outboxes[take.edge].take_referred(take, direct.put)
 
     def report(self, seat: int = 0) -> dict[str, Any]:
         """Return small facts about an actor, with Ray's node id."""
@@ -127,17 +147,27 @@ class RayHost:
         return {"node": ray.get_runtime_context().get_node_id()}
 
 
-def remote_host(num_takes: int, num_seats: int = 1) -> Any:
+def _prepared(spec: BlockSpec | SourceSpec) -> str | None:
+    """Return the device of an actor whose large tensors travel straight from memory to memory, which works here."""
+    if not spec.machine.is_direct:
+        return None
+    direct.prepare(spec.machine.device)
+    return spec.machine.device
+
+
+def remote_host(num_takes: int, num_seats: int = 1, *, is_direct: bool = False) -> Any:
     """Return Ray's class of processes that are never restarted by Ray.
 
     Args:
         num_takes: that are served at a time.
         num_seats: actors that it may hold; calls to each but the first have a thread of their own, named by `turn_of`.
+        is_direct: whether tensors that it keeps can be fetched by others.
     """
     turns = {turn: 1 for turn in map(turn_of, range(num_seats)) if turn is not None}
     wrap: Any = ray.remote(  # type: ignore[call-overload]
-        concurrency_groups={"io": num_takes, "control": 1, **turns}, max_restarts=0, max_task_retries=0
-    )
+        concurrency_groups={"io": num_takes, "control": 1, **turns}, max_restarts=0, max_task_retries=0,
+        **({"enable_tensor_transport": True} if is_direct else {}),
+    )  # fmt: skip
     return wrap(RayHost)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from actors.transport.direct import DirectPort
 from actors.transport.inbox import Port
 from actors.transport.ray_pull import RayPort
 from actors.transport.same_node import SameNodePort
@@ -24,17 +25,21 @@ class Seat:
         index: of the actor among those in it.
         node: Ray's id of the node where it is; empty: not known yet.
         takes_at: address of its messages for the processes of its node, if it serves them so.
+        fetches_to: its device, if large tensors travel straight from memory to memory.
     """
 
     process: Any
     index: int = 0
     node: str = ""
     takes_at: str | None = None
+    fetches_to: str | None = None
 
     def line_to(self, producer: Seat) -> Line:
         """Return a line for the consumer that sits here."""
         if producer.process == self.process:
             return SameProcess()
+        if producer.fetches_to is not None and self.fetches_to is not None:
+            return DirectPort(producer.process, self.fetches_to)
         over_ray = RayPort(producer.process)
         if producer.takes_at is None or producer.node != self.node:
             return over_ray
@@ -42,7 +47,7 @@ class Seat:
 
     def found(self, report: Mapping[str, Any]) -> Seat:
         """Return the seat as the first report of the actor there tells of it."""
-        return replace(self, node=report["node"], takes_at=report["takes_at"])
+        return replace(self, node=report["node"], takes_at=report["takes_at"], fetches_to=report["fetches_to"])
 
     def connect(self, lines: Mapping[str, Line], *, at_once: bool = False) -> Any:
         """Give the actor lines to its producers, before a run that is asked for later, or `at_once` during one."""

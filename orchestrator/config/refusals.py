@@ -25,6 +25,7 @@ from orchestrator.config.sections import (
     Section,
 )
 from orchestrator.config.sharing import check_sharing
+from orchestrator.config.transports import check_transports
 
 MOST_BLOCKS = 10**6
 """More than any network has, where cuts are not known yet."""
@@ -48,6 +49,7 @@ def check(config: RunConfig, catalog: Catalog) -> None:
     _check_plugin(config.objective, "objective", catalog)
     check_schedule(config, rule)
     check_durability(config)
+    check_transports(config)
     _check_network(config, catalog)
     _check_data(config, catalog)
     _check_optimizer(config, catalog)

@@ -320,6 +320,9 @@ class PlacementSection(Section):
     """Neighbouring blocks that share a process, each with a thread of its own; default 1. Resources add up."""
     same_node: Literal["object_store", "socket"] = "object_store"
     """What messages between two processes of a node travel through."""
+    device_transport: Literal["host", "rdt"] = "host"
+    """What large tensors travel through: the host's memory, or straight from one memory to the other (Ray Direct
+    Transport over NIXL, which is alpha)."""
     rebalance: bool = False
     """Blocks that had to go elsewhere when a node was lost, or share another's since, move to nodes that come."""
 

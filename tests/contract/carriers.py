@@ -8,6 +8,7 @@ import ray
 import torch
 
 from actors.messages import Kind, Message
+from actors.transport import direct
 from actors.transport.faulty import FaultyPort
 from actors.transport.in_process import InProcessPort
 from actors.transport.inbox import Inbox
@@ -40,6 +41,13 @@ class Outboxes:
 
     def take(self, take):
         return self.outboxes[take.edge].take(take)
+
+    def take_referred(self, take):
+        """Leave every tensor where it is, however small."""
+        return self.outboxes[take.edge].take_referred(take, direct.put, above=0)
+
+    def prepare(self):
+        direct.prepare("cpu")
 
     def resize(self, edge, capacity):
         self.outboxes[edge].resize(capacity)
@@ -139,6 +147,13 @@ class RayCarrier(InProcessCarrier):
 
     def port(self, edge):
         return RayPort(self._actor)
+
+
+class DirectCarrier(RayCarrier):
+    """Producers of the warm Ray actor, whose tensors are fetched from its memory."""
+
+    def port(self, edge):
+        return direct.DirectPort(self._actor, "cpu")
 
 
 class Producer:

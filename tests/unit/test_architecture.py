@@ -28,7 +28,10 @@ def test_ray_is_imported_at_its_edges_only():
         for path in PACKAGES
         if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.M)
     }
-    assert {user for user in users if not user.startswith("orchestrator/cluster/")} == {"actors/transport/ray_pull.py"}
+    assert {user for user in users if not user.startswith("orchestrator/cluster/")} == {
+        "actors/transport/direct.py",
+        "actors/transport/ray_pull.py",
+    }
     assert "orchestrator/cluster/ray_cluster.py" in users, "the search finds imports"
 
 

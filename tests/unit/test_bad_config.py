@@ -154,6 +154,26 @@ def test_blocks_that_cannot_share_an_actor_are_refused(overrides, fragments):
     contains(message, fragments)
 
 
+NOT_DIRECT = [
+    ("placement.backend=in_process", ["with placement.backend 'in_process'", "expected 'ray'"]),
+    ("placement.same_node=socket", ["with placement.same_node 'socket'", "expected 'object_store'"]),
+    ("wire=bf16", ["with wire 'bf16', expected 'fp32'"]),
+    ("wire={activation: fp32, feedback: int8}", ["with wire 'int8', expected 'fp32'"]),
+]
+
+
+@pytest.mark.parametrize(("override", "fragments"), NOT_DIRECT, ids=[row[0] for row in NOT_DIRECT])
+def test_what_a_direct_transport_cannot_do_is_refused(override, fragments):
+    message = refusal("placement.device_transport=rdt", override)
+    assert message.startswith("placement.device_transport: got 'rdt' with ")
+    contains(message, fragments)
+
+
+def test_a_direct_transport_may_stand_beside_what_says_the_same():
+    load_runs((BASE,), ["placement.device_transport=rdt", "wire={activation: fp32}"], CATALOG)
+    contains(refusal("placement.device_transport=gloo"), ["placement.device_transport: got 'gloo'", "'host' or 'rdt'"])
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from orchestrator import plan
+from orchestrator import plan, profiling
 from tests.runs import Replacing, config_of
 
 CNN = {"name": "cnn", "channels": [4, 6], "pool_after": [1], "batch_norm": True, "blocks": 2}
@@ -39,3 +39,16 @@ def test_a_block_too_large_to_be_made_takes_no_memory_for_its_weights(tmp_path):
         "used = int(status['VmHWM'].split()[0]) / 1024\n"
         "assert used < 4000, f'{used:.0f} MB where weights would be 14,000'"
     )
+
+
+def test_profiling_carries_feedback_down_a_deep_chain_in_one_round(tmp_path, monkeypatch):
+    looks = []
+    real = profiling._Profiling._advance
+    monkeypatch.setattr(
+        profiling._Profiling, "_advance", lambda self, actor: (looks.append(actor), real(self, actor))[1]
+    )
+    num_blocks = 20
+    network = Replacing({"name": "mlp", "widths": [4] * (num_blocks - 1), "blocks": num_blocks})
+    profile = profiling.measure(config_of(tmp_path / "run", network=network, rule={"name": "backprop"}), 0.0)
+    num_rounds, num_batches = len(looks) / (num_blocks + 1), profile.num_batches + profiling.FEWEST
+    assert num_rounds < 4 * num_batches
