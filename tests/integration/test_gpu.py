@@ -71,3 +71,21 @@ def test_a_checkpoint_of_a_gpu_goes_on_there(tmp_path):
     longer = run(tmp_path / "run", **sections)
     assert longer.status == "completed" and longer.epochs == 4
     assert [event["event"] for event in longer.events].count("resumed") == 1
+
+
+def test_blocks_that_share_a_process_and_a_gpu_learn_the_same_as_in_processes_of_their_own(tmp_path, ray_cluster):
+    """In one process activations stay on the device; between two they go through pinned memory of the host."""
+    apart = run(tmp_path / "apart", cluster=ray_cluster, **TWO, **HALVES)
+    shared = {"placement": {"gpus_per_block": 0.5, "blocks_per_actor": 2}}
+    together = run(tmp_path / "together", cluster=ray_cluster, **TWO, **shared)
+    assert devices_of(tmp_path / "together") == ["cuda:0", "cuda:0"]
+    assert block_weights(together) == block_weights(apart)
+
+
+@pytest.mark.parametrize("rule", ["local", "backprop"])
+def test_on_a_gpu_the_run_over_ray_equals_the_run_in_one_process(tmp_path, ray_cluster, rule):
+    """Copies beside the computing change nothing, whichever of them a message needs."""
+    sections = {**TWO, "rule": {"name": rule}}
+    alone = run(tmp_path / "alone", **sections, placement={"gpus_per_block": 1})
+    over_ray = run(tmp_path / "ray", cluster=ray_cluster, **sections, **HALVES)
+    assert block_weights(over_ray) == block_weights(alone)
