@@ -62,6 +62,7 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
         "training": {"epochs": 1},
         "evaluation": {"every_epochs": 0, "splits": []},
         "buffers": {"capacity": 16 if arguments.message_mb <= 1 else 4},
+        "recovery": {"retention_bytes": 2**40},  # what is kept for it is one buffer again and again
         "placement": {"cpus_per_block": 0.01, "same_node": arguments.same_node},
     }  # fmt: skip
 
@@ -83,6 +84,8 @@ def measure(arguments: argparse.Namespace, rule: str, delay_per_hop: float, clus
     with tempfile.TemporaryDirectory(prefix="simulated-") as folder:
         summary = train(config(arguments, rule, delay_per_hop, folder), progress=False, cluster=cluster)
         steps = forward_steps(json.loads(Path(folder, "run", "timeline.json").read_text()))
+    if died := [event for event in summary.events if event["event"] == "recovered"]:
+        raise RuntimeError(f"rule {rule}: an actor died while it was measured ({died[0]}); measure again")
     period = step_s(steps, arguments.blocks, arguments.steps, LOCKED_WARM_UP if is_locked else WARM_UP)
     shares = {
         name: round(median(block["time_fraction"][name] for block in summary.blocks), 4)
