@@ -108,9 +108,10 @@ class RayHost:
     def _have_others_yield(self) -> None:
         """Let Ray's threads yield to the one that computes: before its first run, since it may have helpers later.
 
-        Where several actors share the process, some of its threads are to compute, and they can't be told apart.
+        Where several actors share the process, or one computes in several threads, some of the others compute, too, and
+        they can't be told apart.
         """
-        if len(self._hosts) == 1 and not self._others_yield:
+        if len(self._hosts) == 1 and self.actor.machine.threads == 1 and not self._others_yield:
             self._others_yield = True
             let_others_yield()
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from actors.priority import YIELDING, yield_to_computing
 from actors.transport.in_process import InProcessPort
 from actors.transport.outbox import Outbox, Reply, Take
 from actors.transport.same_node import SameNodePort, TakeServer
+from orchestrator.cluster import ray_host
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness per thread")
 
@@ -45,6 +47,7 @@ def test_a_thread_yields_alone():
 
 ALONE = """
 import threading
+from types import SimpleNamespace
 from actors.priority import YIELDING, let_others_yield
 from tests.unit.test_priority import Waiting, niceness
 mine, before = niceness(threading.get_native_id()), Waiting()
@@ -74,3 +77,14 @@ def test_who_serves_takes_over_a_socket_yields():
         assert seen == [niceness(threading.get_native_id()) + YIELDING]
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(("num_actors", "threads", "yields"), [(1, 1, True), (1, 2, False), (2, 1, False)])
+def test_others_yield_once_and_only_where_a_single_thread_computes(monkeypatch, num_actors, threads, yields):
+    calls = []
+    monkeypatch.setattr(ray_host, "let_others_yield", lambda: calls.append(1))
+    host, actor = ray_host.RayHost(), SimpleNamespace(machine=SimpleNamespace(threads=threads))
+    host._hosts = [SimpleNamespace(actor=actor)] * num_actors
+    host._have_others_yield()
+    host._have_others_yield()
+    assert len(calls) == yields
