@@ -267,7 +267,7 @@ class Block:
         with self.precision.autocast():
             loss = self.objective(h, p.batch)
         parameters = self._objective_parameters
-        gradients = self.precision.gradients([loss], [h, *parameters], [torch.ones_like(loss)], keep=False)
+        gradients = self.precision.gradients_of(loss, [h, *parameters])
         accumulate(parameters, gradients[1:])
         self.loss = loss.detach()
         self.finiteness.check("the loss", [self.loss])

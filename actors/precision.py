@@ -41,6 +41,12 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
+    def gradients_of(self, loss: Tensor, targets: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradients of a loss [] with respect to the targets, as `gradients` does with a credit of 1."""
+        if self.dtype is torch.float16:
+            return self.gradients([loss], targets, [torch.ones_like(loss)], keep=False)
+        return list(autograd.grad(loss, targets, allow_unused=True))
+
     def gradients(
         self, outputs: Sequence[Tensor], targets: Sequence[Tensor], credits: Sequence[Tensor], *, keep: bool
     ) -> list[Tensor | None]:

@@ -17,7 +17,7 @@ import numpy as np
 from actors.errors import CorruptMessage
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
-from actors.transport.packet import Packet, read_header
+from actors.transport.packet import Opened, Packet, read_header
 
 Action = Literal["drop", "delay", "duplicate", "reorder", "corrupt_header", "corrupt_payload"]
 LATE: tuple[Action, ...] = ("delay", "reorder")
@@ -164,6 +164,8 @@ def _sequence(packet: Packet, edge: str) -> int:
 
 
 def _corrupt(packet: Packet, action: str) -> Packet:
+    if isinstance(packet, Opened):  # as if it had come so
+        packet = Packet(packet.header, packet.buffers)
     if action == "corrupt_header" or not packet.buffers or not packet.buffers[0].nbytes:
         middle = len(packet.header) // 2
         header = bytearray(packet.header)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.errors import EdgeError, SessionRefused
 from actors.messages import Kind, Message, from_plain, to_plain
 from actors.transport.codec import PLAIN, WireError
-from actors.transport.packet import CODED_KINDS, Packet, unpack
+from actors.transport.packet import CODED_KINDS, Packet, opened, unpack
 from actors.transport.parcel import Parcel, Put
 from actors.transport.staging import STAGED_BYTES
 
@@ -62,6 +62,10 @@ class Reply:
     end: int | None
     first: int = 0
     promised: int = 0
+
+    def opened(self, edge: str) -> Reply:
+        """Return it with its packets opened, in a thread that receives it while the program computes."""
+        return replace(self, packets=tuple(opened(packet, edge) for packet in self.packets))
 
 
 class Outbox:

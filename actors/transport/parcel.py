@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.messages import Message, num_bytes
 from actors.transport.codec import PLAIN
-from actors.transport.packet import Packet, Referred, check_dtypes, laid_flat, pack, read_header, unpack
+from actors.transport.packet import Opened, Packet, Referred, check_dtypes, laid_flat, pack, read_header, unpack
 from actors.transport.staging import STAGED_BYTES, begin_leaving, is_on_device
 
 Put = Callable[[list[Tensor]], Any]
@@ -131,7 +131,7 @@ class Arrived:
         """
         if isinstance(packet, Handed):
             return cls(packet, packet.message.sequence, {})
-        header = read_header(packet.header, edge)
+        header = packet.fields if isinstance(packet, Opened) else read_header(packet.header, edge)
         return cls(packet, header["sequence"], header)
 
     def opened(self, run: str, edge: str) -> Message:

@@ -40,7 +40,8 @@ class RayPort:
         self._take.remote(take).future().add_done_callback(partial(self._note, take))
 
     def _note(self, take: Take, call: Future[Reply]) -> None:
-        self._ended.put((take, _result(call)))
+        reply = _result(call)
+        self._ended.put((take, reply.opened(take.edge) if isinstance(reply, Reply) else reply))
 
     def collect(self, wait_s: float) -> list[tuple[Take, Reply | Exception]]:
         """Return the calls that ended, waiting up to `wait_s` seconds for the first."""

@@ -201,7 +201,7 @@ class _Line:
                 number, reply = _reply(self._socket)
                 with self._changing:
                     take = self._calls.pop(number)
-                self._ended.put((take, reply))
+                self._ended.put((take, reply.opened(take.edge) if isinstance(reply, Reply) else reply))
         except (*_BROKEN, KeyError):
             self._is_gone = True
             self._fail()

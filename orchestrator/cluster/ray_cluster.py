@@ -106,9 +106,9 @@ class RayCluster:
             UserError: the cluster does not place them in time.
         """
         self._requests = {name: (index, request) for index, request in enumerate(requests) for name in request.names}
-        is_anywhere = all(request.is_anywhere for request in requests)
+        fits = all(request.is_anywhere and len(request.names) <= KEPT_SEATS for request in requests)
         self._num_spares = num_spares(requests, spares)
-        if self._keep and is_anywhere:
+        if self._keep and fits:
             self._have_spares(len(requests) + spares)
             for process, request in zip(self._spare, requests, strict=False):
                 self._sit(request, process)
@@ -122,12 +122,15 @@ class RayCluster:
         self._seats |= {name: Seat(process, index) for index, name in enumerate(request.names)}
 
     def _process_for(self, request: Request) -> Any:
-        seats = KEPT_SEATS if self._keep else len(request.names)  # one that is kept may hold more another time
-        return remote_host(request.num_takes + SPARE_TAKES, seats, is_direct=self._is_direct)
+        return remote_host(request.num_takes + SPARE_TAKES, self._num_seats([request]), is_direct=self._is_direct)
+
+    def _num_seats(self, requests: Iterable[Request]) -> int:
+        """Return how many actors a process for any of these can hold; one that is kept may hold more another time."""
+        return max(KEPT_SEATS if self._keep else 1, *(len(request.names) for request in requests))
 
     def _have_spares(self, count: int) -> None:
         while len(self._spare) < count:
-            seats = KEPT_SEATS if self._keep else max(len(request.names) for _, request in self._requests.values())
+            seats = self._num_seats(request for _, request in self._requests.values())
             host = remote_host(KEPT_TAKES, seats, is_direct=self._is_direct)
             self._spare.append(elsewhere(host, Request((), 0)))
 

@@ -6,7 +6,8 @@
 Devices are simulated: each block's compute is a sleep (`simulated_network.py`), which leaves the processor free; edges,
 messages, checks, actors and Ray are the real ones. Efficiency = compute time / time per step of the slowest block,
 after a warm-up of 20 batches. Without options a table of four cases; beside our local rule stand locked and pipelined
-back-propagation and direct feedback alignment through the same actors, and 1F1B of torch.distributed.pipelining.
+back-propagation and direct feedback alignment through the same actors, 1F1B of torch.distributed.pipelining, and what
+bare Ray allows on the machine of the hour (`simulated_prototype.py`).
 """
 
 from __future__ import annotations
@@ -111,15 +112,19 @@ def case(
 
 def one_forward_one_backward(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure torch's 1F1B with as many micro-batches as devices, the fewest it takes, and twice as many."""
-    found = []
-    for parts in (arguments.blocks, 2 * arguments.blocks):
-        command = [
-            sys.executable, "-m", "tests.benchmarks.simulated_1f1b", "--blocks", str(arguments.blocks),
-            "--compute-ms", str(arguments.compute_ms), "--message-mb", str(arguments.message_mb),
-            "--micro-batches", str(parts),
-        ]  # fmt: skip
-        found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    several = (arguments.blocks, 2 * arguments.blocks)
+    found = [apart(arguments, "simulated_1f1b", "--micro-batches", str(parts)) for parts in several]
     return max(found, key=lambda arm: arm["efficiency"])
+
+
+def apart(arguments: argparse.Namespace, module: str, *options: str) -> dict[str, Any]:
+    """Return what another benchmark says of the same devices, in processes of its own."""
+    command = [
+        sys.executable, "-m", f"tests.benchmarks.{module}", "--blocks", str(arguments.blocks),
+        "--compute-ms", str(arguments.compute_ms), "--message-mb", str(arguments.message_mb), *options,
+    ]  # fmt: skip
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(said.splitlines()[-1])
 
 
 def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
@@ -128,6 +133,7 @@ def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
         own = {"blocks": blocks, "compute_ms": compute_ms, "message_mb": message_mb, "steps": steps}
         chosen = argparse.Namespace(**vars(arguments) | own)
         found = case(chosen, ARMS, cluster, folder)
+        found["beside"]["bare Ray, nothing but sleeping"] = apart(chosen, "simulated_prototype", "--steps", str(steps))
         if arguments.pipelining:
             found["beside"]["1F1B, torch.distributed.pipelining"] = one_forward_one_backward(chosen)
         save(found)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from actors.errors import CorruptMessage, EdgeError
 from actors.messages import Flags, Kind, Message, num_bytes
 from actors.transport import packet as packets
-from actors.transport.packet import MAX_HEADER_BYTES, Packet, checksum, pack, read_header, unpack
+from actors.transport.packet import MAX_HEADER_BYTES, Opened, Packet, checksum, opened, pack, read_header, unpack
 
 
 def make_message(**tensors):
@@ -51,6 +51,30 @@ def test_a_packet_gives_back_the_message_it_was_made_of():
     assert all(torch.equal(got.tensors[name], sent.tensors[name]) for name in sent.tensors)
     for field in ("kind", "batch_id", "version", "flags", "split", "sequence", "incarnation"):
         assert getattr(got, field) == getattr(sent, field)
+
+
+def test_a_packet_opened_where_it_was_received_is_not_opened_again(monkeypatch):
+    packet = opened(make_packet(), "edge")
+    assert isinstance(packet, Opened)
+    assert packet.num_bytes == make_packet().num_bytes
+    monkeypatch.setattr(packets, "checksum", lambda buffer: pytest.fail("looked at twice"))
+    assert open_packet(packet) is packet.message
+    assert torch.equal(packet.message.tensors["input"], make_message().tensors["input"])
+
+
+@pytest.mark.parametrize("of", ["run", "edge"])
+def test_a_packet_opened_where_it_was_received_is_still_refused_by_another_run_or_edge(of):
+    names = {"run": "run", "edge": "edge"} | {of: "other"}
+    with pytest.raises(CorruptMessage, match=f"expected a message of run '{names['run']}'"):
+        unpack(opened(make_packet(), "edge"), **names)
+
+
+def test_a_corrupt_packet_stays_closed_where_it_was_received():
+    packet = make_packet()
+    for spoiled in (Packet(packet.header, packet.buffers[::-1]), Packet(packet.header[:-1], packet.buffers)):
+        assert opened(spoiled, "edge") is spoiled
+        with pytest.raises(CorruptMessage):
+            open_packet(spoiled)
 
 
 def test_a_packet_is_as_large_as_its_tensors():
