@@ -24,10 +24,10 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import torch
 
 from actors.errors import CorruptMessage, EdgeError, LostReply, MispairedMessage, SessionRefused
 from actors.priority import yield_to_computing
+from actors.transport.buffers import Buffers
 from actors.transport.inbox import Port
 from actors.transport.outbox import Reply, Take
 from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
@@ -196,9 +196,10 @@ class _Line:
             return found
 
     def _read(self) -> None:
+        buffers = Buffers()
         try:
             while True:
-                number, reply = _reply(self._socket)
+                number, reply = _reply(self._socket, buffers)
                 with self._changing:
                     take = self._calls.pop(number)
                 self._ended.put((take, reply.opened(take.edge) if isinstance(reply, Reply) else reply))
@@ -265,12 +266,12 @@ def _body(line: socket.socket) -> list[Any]:
     return body
 
 
-def _reply(line: socket.socket) -> tuple[int, Reply | Exception]:
+def _reply(line: socket.socket, buffers: Buffers) -> tuple[int, Reply | Exception]:
     number, *fields = _body(line)
     if len(fields) == 2:
         return number, _ERRORS.get(fields[0], EdgeError)(fields[1])
     session, packets, *rest = fields
-    received = tuple(Packet(header, tuple(_buffer(line, size) for size in sizes)) for header, sizes in packets)
+    received = tuple(Packet(header, tuple(_buffer(line, size, buffers) for size in sizes)) for header, sizes in packets)
     return number, Reply(tuple(session), received, *rest)
 
 
@@ -280,11 +281,11 @@ def _bytes(line: socket.socket, size: int) -> bytearray:
     return found
 
 
-def _buffer(line: socket.socket, size: int) -> np.ndarray:
-    """Return the next bytes, [size], aligned as torch aligns its own: results of small products depend on it."""
+def _buffer(line: socket.socket, size: int, buffers: Buffers) -> np.ndarray:
+    """Return the next bytes, [size]."""
     if size > MAX_TENSOR_BYTES:
         raise ValueError(f"a buffer of {size} bytes, expected {MAX_TENSOR_BYTES} at most")
-    found = torch.empty(size, dtype=torch.uint8).numpy()
+    found = buffers.take(size)
     _fill(line, found.data)
     return found
 
