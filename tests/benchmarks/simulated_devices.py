@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from actors.errors import RunError
 from tests.benchmarks.methods_results import FOLDER
 from tests.benchmarks.methods_runs import commit, surroundings
 from tests.benchmarks.overlap import Starts, forward_steps
@@ -63,7 +64,8 @@ def config(arguments: argparse.Namespace, rule: str, delay_per_hop: float, folde
         "training": {"epochs": 1},
         "evaluation": {"every_epochs": 0, "splits": []},
         "buffers": {"capacity": 16 if arguments.message_mb <= 1 else 4},
-        "recovery": {"retention_bytes": 2**40},  # what is kept for it is one buffer again and again
+        # What is kept for a restart is one buffer again and again; a run in which an actor dies is no measurement.
+        "recovery": {"retention_bytes": 2**40, "max_failures": 0},
         "placement": {"cpus_per_block": 0.01, "same_node": arguments.same_node},
     }  # fmt: skip
 
@@ -85,8 +87,6 @@ def measure(arguments: argparse.Namespace, rule: str, delay_per_hop: float, clus
     with tempfile.TemporaryDirectory(prefix="simulated-") as folder:
         summary = train(config(arguments, rule, delay_per_hop, folder), progress=False, cluster=cluster)
         steps = forward_steps(json.loads(Path(folder, "run", "timeline.json").read_text()))
-    if died := [event for event in summary.events if event["event"] == "recovered"]:
-        raise RuntimeError(f"rule {rule}: an actor died while it was measured ({died[0]}); measure again")
     period = step_s(steps, arguments.blocks, arguments.steps, LOCKED_WARM_UP if is_locked else WARM_UP)
     shares = {
         name: round(median(block["time_fraction"][name] for block in summary.blocks), 4)
@@ -98,13 +98,21 @@ def measure(arguments: argparse.Namespace, rule: str, delay_per_hop: float, clus
     }  # fmt: skip
 
 
+def tried(arguments: argparse.Namespace, rule: str, delay_per_hop: float, cluster: Any) -> dict[str, Any]:
+    """Measure an arm; one that fails has an efficiency of 0 and says why."""
+    try:
+        return measure(arguments, rule, delay_per_hop, cluster)
+    except RunError as error:
+        return {"rule": rule, "delay_per_hop": delay_per_hop, "efficiency": 0.0, "failed": str(error).splitlines()[0]}
+
+
 def case(
     arguments: argparse.Namespace, arms: dict[str, tuple[str, float]], cluster: Any, folder: Path
 ) -> dict[str, Any]:
     """Measure arms of one case; the first one's facts stand on top, those of the others in `beside`."""
     describe(folder / "network", arguments.blocks, arguments.compute_ms, arguments.message_mb * 2**20)
     facts = {name: getattr(arguments, name) for name in ("blocks", "compute_ms", "message_mb", "steps", "same_node")}
-    found = {name: measure(arguments, rule, delay, cluster) for name, (rule, delay) in arms.items()}
+    found = {name: tried(arguments, rule, delay, cluster) for name, (rule, delay) in arms.items()}
     first, *others = found
     result = facts | found[first] | {"load": os.getloadavg()[0], "beside": {name: found[name] for name in others}}
     return result | {"commit": commit()} | surroundings()
@@ -138,9 +146,9 @@ def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
             found["beside"]["1F1B, torch.distributed.pipelining"] = one_forward_one_backward(chosen)
         save(found)
         print(f"{blocks} blocks x {compute_ms:g} ms x {message_mb:g} MB", flush=True)
-        print(f"  {'local':36} {found['efficiency']:.3f}  (target {target})", flush=True)
+        print(f"  {'local':36} {found['efficiency']:.3f}  (target {target}) {found.get('failed', '')}", flush=True)
         for name, arm in found["beside"].items():
-            print(f"  {name:36} {arm['efficiency']:.3f}", flush=True)
+            print(f"  {name:36} {arm['efficiency']:.3f}{arm.get('failed', '') and '  ' + arm['failed']}", flush=True)
 
 
 def save(result: dict[str, Any]) -> None:
