@@ -49,7 +49,7 @@ ARMS: Arms = {
 
 
 MOST_LATE = 16
-"""Blocks up to which arms with late feedback are measured: what is on its way to 32 blocks of them, and the checkpoint at
+"""Blocks up to which arms with late feedback are measured: what is on its way between 32 of them, and the checkpoint at
 the end with it, does not fit into 23 GiB."""
 
 
