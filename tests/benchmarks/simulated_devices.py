@@ -136,8 +136,15 @@ def apart(arguments: argparse.Namespace, module: str, *options: str) -> dict[str
         sys.executable, "-m", f"tests.benchmarks.{module}", "--blocks", str(arguments.blocks),
         "--compute-ms", str(arguments.compute_ms), "--message-mb", str(arguments.message_mb), *options,
     ]  # fmt: skip
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(said.splitlines()[-1])
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        return {"efficiency": 0.0, "failed": f"{module} failed: {last_line(ended.stderr)}"}
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something."""
+    return ([line for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
