@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -193,7 +194,8 @@ def main() -> None:
             table(arguments, cluster, Path(name))
             return
         arguments.blocks = arguments.blocks or CASES[0][0]
-        result = case(arguments, {"": (arguments.rule, arguments.delay_per_hop)}, cluster, Path(name))
+        with redirect_stdout(sys.stderr):  # where Ray says what it has to say
+            result = case(arguments, {"": (arguments.rule, arguments.delay_per_hop)}, cluster, Path(name))
     save(result)
     print(json.dumps(result) if arguments.json else f"efficiency {result['efficiency']:.3f}")
 
