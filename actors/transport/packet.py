@@ -166,14 +166,14 @@ def unpack(packet: Packet, *, run: str, edge: str, header: Mapping[str, Any] | N
         CorruptMessage: the header or a buffer is not what was sent, or belongs to another run or edge.
     """
     header = read_header(packet.header, edge) if header is None else header
-    if isinstance(packet, Opened) and (header["run"], header["edge"]) == (run, edge):
-        return packet.message
     fetched = packet.tensors if isinstance(packet, Fetched) else ()
     if header["run"] != run or header["edge"] != edge:
         raise CorruptMessage(
             f"edge {edge}: expected a message of run {run!r}, got one of run {header['run']!r}, "
             f"edge {header['edge']!r}; it is refused"
         )
+    if isinstance(packet, Opened):
+        return packet.message
     table = header["tensors"]
     rows = [_check_row(edge, row) for row in table]
     num_beside = sum(row[4] == BESIDE for row in rows)

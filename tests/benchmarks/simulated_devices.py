@@ -139,13 +139,8 @@ def apart(arguments: argparse.Namespace, module: str, *options: str) -> dict[str
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
-        return {"efficiency": 0.0, "failed": f"{module} failed: {last_line(ended.stderr)}"}
+        return {"efficiency": 0.0, "failed": f"{module}: {(ended.stderr.strip().splitlines() or [''])[-1]}"}
     return json.loads(ended.stdout.splitlines()[-1])
-
-
-def last_line(text: str) -> str:
-    """Return the last line that says something."""
-    return ([line for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
@@ -196,6 +191,8 @@ def main() -> None:
         arguments.blocks = arguments.blocks or CASES[0][0]
         with redirect_stdout(sys.stderr):  # where Ray says what it has to say
             result = case(arguments, {"": (arguments.rule, arguments.delay_per_hop)}, cluster, Path(name))
+    if "failed" in result:
+        raise SystemExit(f"rule {arguments.rule}: {result['failed']}")
     save(result)
     print(json.dumps(result) if arguments.json else f"efficiency {result['efficiency']:.3f}")
 
