@@ -1,7 +1,7 @@
 """Memory for messages that arrive: given out again as soon as nobody refers to it any more.
 
-Freed and asked for anew with every message it lets a process grow as long as small tensors that came between are kept for
-a restart: most likely the heap splits it for them, and what is left fits no further message.
+Freed and asked for anew with every message it lets a process grow as long as small tensors that came between are kept
+for a restart: most likely the heap splits it for them, and what is left fits no further message.
 """
 
 from __future__ import annotations
