@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 
 import torch
 
@@ -19,6 +20,8 @@ def keep_compiler_away_from_optimizers() -> None:
 
 def prefer_deterministic(is_deterministic: bool, *, compiles: bool) -> None:
     """Choose torch's deterministic algorithms or warn; its compiler is told, too, where it `compiles`."""
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product on a GPU is computed
     if compiles:
         torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
     else:

@@ -104,4 +104,5 @@ class DataActor(ChainActor):
             "batches_per_epoch": batches.batches_per_epoch,
             "positions": dict(self.positions),
             "waits_for_checkpoint": self.source.snapshots.waits,
+            "is_waiting_for_checkpoint": self.source.snapshots.is_waiting,
         }

@@ -33,7 +33,8 @@ class SnapshotOrders:
         """How often the source has had to wait for a checkpoint."""
         self._newest = -1
         self._follows_evaluation = False
-        self._is_waiting = False
+        self.is_waiting = False
+        """Whether it waits now."""
 
     def due(self, batch_id: int, *, is_evaluated: bool) -> bool:
         """Whether a batch carries the order; asked once per batch, in their order."""
@@ -52,6 +53,6 @@ class SnapshotOrders:
         """Whether a batch may not leave before the next checkpoint; one that is asked for the order may."""
         is_full = self.most_uncovered is not None and batch_id - self.committed > self.most_uncovered
         must = is_full and not (self.is_asked or self._follows_evaluation)
-        self.waits += must and not self._is_waiting
-        self._is_waiting = must
+        self.waits += must and not self.is_waiting
+        self.is_waiting = must
         return must

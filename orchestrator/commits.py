@@ -11,6 +11,8 @@ from actors.shard import ShardFile
 from orchestrator.background import Background
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 
+AWAITED_S = 5.0
+"""After the source has waited for a checkpoint: it will soon wait for the next one."""
 RETRY_S = 10.0
 """After a snapshot that could not be written; what it was to cover is still kept."""
 
@@ -47,6 +49,7 @@ class Commits:
         self._done: list[Checkpoint] = []
         """Committed, and not told of yet."""
         self._is_unpruned = False
+        self._num_waits, self._awaited_until = 0, clock()
         self._has_unneeded = False
         """Whether a further position is none, of which other blocks may have written."""
 
@@ -54,6 +57,11 @@ class Commits:
     def has_news(self) -> bool:
         """Whether `note` should be called now, since what was done beside it is over."""
         return self._work.has_answer
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the source can't go on before the next one, or could not lately."""
+        return self._clock() < self._awaited_until
 
     @property
     def position(self) -> int:
@@ -93,6 +101,8 @@ class Commits:
         if source is not None:
             positions = source["positions"].items()
             self._source |= {position: entry for position, entry in positions if position > self.position}
+            if source["is_waiting_for_checkpoint"] or source["waits_for_checkpoint"] > self._num_waits:
+                self._num_waits, self._awaited_until = source["waits_for_checkpoint"], self._clock() + AWAITED_S
         for facts in blocks:
             for position, shard in facts["shards"].items():
                 if position > self.position:

@@ -54,6 +54,8 @@ from orchestrator.timeline import Clocks, timeline
 from orchestrator.wiring import SOURCE, Edge, is_forward
 
 REPORT_EVERY_S = 1.0
+HURRY_S = 0.1
+"""Between two looks while the source waits for a checkpoint."""
 
 
 class Orchestrator:
@@ -152,7 +154,8 @@ class Orchestrator:
         self.recovery.steps.begin(self.crew.names)
         reported = 0.0
         while len(self.facts) < len(self.crew.names) or self.recovery.losses:
-            for event in self.cluster.poll(control.LOOK_EVERY_S):
+            is_hurrying = self.commits.is_awaited
+            for event in self.cluster.poll(HURRY_S if is_hurrying else control.LOOK_EVERY_S):
                 self._accept(event)
             for request in control.waiting(self.directory):
                 self._control(request)
@@ -160,7 +163,8 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
-            elif self.commits.has_news:
+            elif is_hurrying or self.commits.has_news:
+                self.known |= self._reports() if is_hurrying else {}
                 self._cover()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts, at_end=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class Body(nn.Module):
         settings.recompile_limit += _VARIANTS * len(self.layers)
         settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, settings.recompile_limit)
         for layer in self.layers:
-            layer.compile()
+            layer._compiled_call_impl = torch.compile(_call_of(layer))
 
     def _entries(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, layer in zip(self.prefixes, self.layers, strict=True):
@@ -145,6 +146,19 @@ class Body(nn.Module):
             state = layer.state_dict(keep_vars=True)
             for name in _added_names(layer):
                 yield prefix + name, state[name]
+
+
+def _call_of(layer: nn.Module) -> Callable[..., Any]:
+    """Return a call of a layer as `nn.Module.compile` would compile it.
+
+    In torch 2.11 that one leaves torch's own modules as they are: the compiler passes over their code unless code from
+    elsewhere calls it.
+    """
+
+    def call(*arguments: Tensor) -> Any:
+        return layer._call_impl(*arguments)
+
+    return call
 
 
 def _added_names(layer: nn.Module) -> Iterator[str]:

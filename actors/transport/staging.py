@@ -1,4 +1,4 @@
-"""Copies between a device and the host that go on while the device computes: pinned memory, and a stream beside.
+"""Copies between a device and the host that go on while the device computes: pinned memory, and streams beside.
 
 On a device, all blocks of a process compute on its default stream, so that what one has made may be used by the next as
 it is; only the copies need to be waited for.
@@ -32,7 +32,7 @@ def begin_leaving(tensors: Mapping[str, Tensor]) -> Callable[[], Mapping[str, Te
     events = []
     for name, tensor in tensors.items():
         if tensor.device.type == "cuda":
-            side = _stream_beside(tensor.device)
+            side = _stream_out(tensor.device)
             side.wait_stream(torch.cuda.current_stream(tensor.device))
             with torch.cuda.stream(side):
                 on_host[name] = _pinned_like(tensor).copy_(tensor, non_blocking=True)
@@ -59,7 +59,7 @@ class Entrance:
 
     def __call__(self, message: Message) -> Callable[[], Message]:
         """Start to copy; return a call by which the computing thread's stream waits for it."""
-        side = _stream_beside(self.device)
+        side = _stream_in(self.device)
         moved = dict(message.tensors)
         with torch.cuda.stream(side):
             large = [name for name, tensor in moved.items() if tensor.nbytes > STAGED_BYTES]
@@ -100,5 +100,11 @@ def _stream_without_work(device: torch.device) -> torch.cuda.Stream:
 
 
 @lru_cache
-def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+def _stream_in(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@lru_cache
+def _stream_out(device: torch.device) -> torch.cuda.Stream:
+    """What leaves waits for the work that makes it; what enters must not wait behind it."""
     return torch.cuda.Stream(device)

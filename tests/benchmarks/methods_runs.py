@@ -111,7 +111,9 @@ def _num_test(name: str) -> int:
 
 
 def commit() -> str:
-    """Return the commit that is measured, with `+changes` if what is measured differs from it."""
+    """Return the commit that is measured, with `+changes` if what is measured differs from it; of a copy `unknown`."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     head = _git("rev-parse", "--short=12", "HEAD")
     return f"{head}+changes" if _git("status", "--porcelain", "--", *MEASURED) else head
 

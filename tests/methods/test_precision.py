@@ -303,13 +303,13 @@ def test_bf16_trains_near_fp32_and_sends_fp32():
 @pytest.fixture
 def traced_only(monkeypatch):
     """Layers are traced and cut into graphs as torch.compile does, without the minutes of a C++ compiler."""
-    compiled, original = [], nn.Module.compile
+    compiled, original = [], torch.compile
 
     def backend(graph, inputs):
         compiled.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda call: original(call, backend=backend))
     torch._dynamo.reset()
     yield compiled
     torch._dynamo.reset()
@@ -363,7 +363,7 @@ def test_every_layer_of_a_long_block_is_compiled(traced_only):
 @pytest.mark.parametrize("compile", [True, False])
 def test_a_block_says_which_steps_may_compile(monkeypatch, compile):
     """The first of every kind and size; nobody then takes it for a process that hangs."""
-    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda call: call)
     config = cnn_config(rule={"name": "local"}, training={"epochs": 1, "compile": compile})
     plan = make_plan(config)
     block = Block(block_spec(config, plan, 0, "run", None), plan.shapes[0])

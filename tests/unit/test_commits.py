@@ -13,7 +13,7 @@ from actors.messages import Flags
 from actors.shard import shard_bytes, stage, write_shard
 from actors.storage import LocalStorage, RemoteStorage
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.commits import Commits
+from orchestrator.commits import AWAITED_S, Commits
 from orchestrator.lease import Lease
 
 DEADLINE_S = 20.0
@@ -33,6 +33,7 @@ class Written:
         checkpoints = Checkpoints(self.storage, "run", fence=lambda: self.fence())
         self.commits = Commits(checkpoints, 1, 10.0, lambda: self.now, in_background=in_background)
         self.shards, self.positions = {}, {}
+        self.waits, self.is_waiting = 0, False
         for name in ("read", "write", "names", "delete"):
             monkeypatch.setattr(self.storage, name, self._failing(name, getattr(self.storage, name)))
 
@@ -51,11 +52,34 @@ class Written:
         self.failing = failing
         self.positions[position] = {"batch": position, "orders": int(orders)}
         block = {"name": "block0", "shards": self.shards, "snapshot_errors": errors or {}}
-        return [done.position for done in self.commits.note({"positions": self.positions}, [block], **how)]
+        return [done.position for done in self.commits.note(self.source, [block], **how)]
+
+    @property
+    def source(self):
+        """The source's report."""
+        waits = {"waits_for_checkpoint": self.waits, "is_waiting_for_checkpoint": self.is_waiting}
+        return {"positions": self.positions, **waits}
 
     @property
     def stored(self):
         return [int(name.split("/")[0].removeprefix("batch-")) for name in self.storage.names("manifest.json")]
+
+
+def test_a_checkpoint_is_awaited_while_the_source_waits_and_for_a_while_after_each_of_its_waits(tmp_path, monkeypatch):
+    written = Written(tmp_path.name, monkeypatch)
+
+    def is_awaited_at(now):
+        written.now = now
+        written.commits.note(written.source, [])
+        return written.commits.is_awaited
+
+    assert not is_awaited_at(0.0)
+    written.waits = 1  # between two reports
+    assert is_awaited_at(10.0) and is_awaited_at(10.0 + AWAITED_S - 0.1) and not is_awaited_at(10.0 + AWAITED_S)
+    written.waits, written.is_waiting = 2, True
+    assert is_awaited_at(30.0) and is_awaited_at(90.0)
+    written.is_waiting = False
+    assert is_awaited_at(90.0 + AWAITED_S - 0.1) and not is_awaited_at(90.0 + AWAITED_S)
 
 
 @pytest.mark.parametrize("failing", ["read", "write"])
