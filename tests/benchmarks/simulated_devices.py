@@ -7,7 +7,8 @@ Devices are simulated: each block's compute is a sleep (`simulated_network.py`),
 messages, checks, actors and Ray are the real ones. Efficiency = compute time / time per step of the slowest block,
 after a warm-up of 20 batches. Without options a table of four cases; beside our local rule stand locked and pipelined
 back-propagation and direct feedback alignment through the same actors, 1F1B of torch.distributed.pipelining, and what
-bare Ray allows on the machine of the hour (`simulated_prototype.py`).
+bare Ray allows on the machine of the hour, with and without plain torch in its blocks (`simulated_prototype.py`). The
+bound is a device alone in one process with plain torch, to which nothing is sent.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ ARMS: Arms = {
     "direct feedback alignment (s=2)": ("direct_feedback_alignment", 2),
 }
 
+BOUND = "bound: plain torch, one device alone"
+PROTOTYPES = {"bare Ray, nothing but sleeping": (), "bare Ray, plain torch": ("--torch",), BOUND: ("--alone",)}
 
 MOST_LATE = 16
 """Blocks up to which arms with late feedback are measured: what is on its way between 32 of them, and the checkpoint at
@@ -150,12 +153,16 @@ def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
         chosen = argparse.Namespace(**vars(arguments) | own)
         arms = {name: arm for name, arm in ARMS.items() if blocks <= MOST_LATE or arm[1] == 0}
         found = case(chosen, arms, cluster, folder)
-        found["beside"]["bare Ray, nothing but sleeping"] = apart(chosen, "simulated_prototype", "--steps", str(steps))
+        found["beside"] |= {
+            name: apart(chosen, "simulated_prototype", *how, "--steps", str(steps)) for name, how in PROTOTYPES.items()
+        }
         if arguments.pipelining:
             found["beside"]["1F1B, torch.distributed.pipelining"] = one_forward_one_backward(chosen)
         save(found)
         print(f"{blocks} blocks x {compute_ms:g} ms x {message_mb:g} MB", flush=True)
-        print(f"  {'local':36} {found['efficiency']:.3f}  (target {target}) {found.get('failed', '')}", flush=True)
+        reached = found["efficiency"] / found["beside"][BOUND]["efficiency"]
+        said = f"(target {target}; {reached:.3f} of the bound) {found.get('failed', '')}"
+        print(f"  {'local':36} {found['efficiency']:.3f}  {said}", flush=True)
         for name, arm in found["beside"].items():
             print(f"  {name:36} {arm['efficiency']:.3f}{arm.get('failed', '') and '  ' + arm['failed']}", flush=True)
 

@@ -108,7 +108,9 @@ def build() -> nn.Sequential:
     return nn.Sequential(OrderedDict((f"device{i}", device) for i, device in enumerate(chain)))
 
 
-class _Costless(Function):
+class Costless(Function):
+    """A loss whose gradient takes no memory."""
+
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         ctx.shape = h.shape
@@ -127,7 +129,7 @@ class DeviceLoss(Objective):
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """Return 1, with a gradient at h [B, ...] that takes no memory."""
-        return _Costless.apply(h)  # type: ignore[return-value]
+        return Costless.apply(h)  # type: ignore[return-value]
 
     def evaluate(self, h: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return nothing; simulated devices learn nothing."""
