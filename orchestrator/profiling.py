@@ -163,7 +163,7 @@ class _Profiling:
             outbox = self.actors[edge.producer].outboxes[edge.name]
             has_end = ":" not in edge.name or edge.name.endswith(":raw")
             sizes[edge.name] = round(outbox.num_bytes / max(1, outbox.num_sent - has_end))
-        return carriages(sizes, is_shared=self.is_shared)
+        return carriages(sizes, same_node=self.config.placement.same_node, is_shared=self.is_shared)
 
 
 def _tensors(actor: BlockActor) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """How far `unlocked plan` is from what is then measured: two CNNs in two blocks, and chains of simulated devices.
 
-    python -m tests.benchmarks.plan_accuracy [--case NAME ...] [--rounds 2] [--seconds 5] [--batches 60] [--json]
+    python -m tests.benchmarks.plan_accuracy [--case NAME ...] [--same-node socket] [--rounds 2] [--seconds 5]
+        [--batches 60] [--json]
 
 Each case is planned and trained over Ray on the same machine by turns, with a plan at either end: the machine's own
 speed differs by a third between minutes. Medians of both are compared. The measured time per batch is the last
@@ -36,7 +37,7 @@ DEVICES: Mapping[str, tuple[int, float, float]] = {
 """(blocks, forward in ms, backward in ms)."""
 
 
-def config_of(case: str, batches: int, folder: str) -> Any:
+def config_of(case: str, batches: int, folder: str, same_node: str) -> Any:
     """Return the run of a case."""
     from orchestrator.catalog import find_catalog
     from orchestrator.config import config_from_mapping, load_config
@@ -45,7 +46,7 @@ def config_of(case: str, batches: int, folder: str) -> Any:
         file, overrides = NETWORKS[case]
         files = [ROOT / "configs" / file, ROOT / "configs/methods/dgl.yaml"]
         short = [f"run_dir={folder}/run", f"data.limit={128 * batches}", "training.epochs=1"]
-        short += ["evaluation.every_epochs=0", "evaluation.splits=[]"]
+        short += ["evaluation.every_epochs=0", "evaluation.splits=[]", f"placement.same_node={same_node}"]
         return load_config(files, [*short, *overrides], find_catalog())
     blocks, forward_ms, backward_ms = DEVICES[case]
     os.environ["SLEEPING"] = f"{blocks} {forward_ms} {backward_ms}"
@@ -59,7 +60,7 @@ def config_of(case: str, batches: int, folder: str) -> Any:
         "rule": {"name": "local"},
         "training": {"epochs": 1},
         "evaluation": {"every_epochs": 0, "splits": []},
-        "placement": {"cpus_per_block": 0.01},
+        "placement": {"cpus_per_block": 0.01, "same_node": same_node},
     }  # fmt: skip
     return config_from_mapping(raw, find_catalog())
 
@@ -82,7 +83,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     measured_s: list[float] = []
     while len(measured_s) < arguments.rounds:
         with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            config = config_of(case, arguments.batches, folder)
+            config = config_of(case, arguments.batches, folder, arguments.same_node)
             plans.append(plan_run(config, seconds=arguments.seconds))
             train(config, progress=False)
             measured_s.append(measured_step_s(folder, plans[-1]["blocks"][-1]["name"]))
@@ -90,6 +91,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     predicted_s, taken_s = median(plan["predicted_step_s"] for plan in plans), median(measured_s)
     return {
         "case": case,
+        "same_node": arguments.same_node,
         "predicted_samples_per_s": plans[0]["batch_size"] / predicted_s,
         "measured_samples_per_s": plans[0]["batch_size"] / taken_s,
         "predicted_step_s": predicted_s,
@@ -107,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*NETWORKS, *DEVICES]
     parser.add_argument("--case", choices=cases, nargs="+", default=cases)
+    parser.add_argument("--same-node", choices=("object_store", "socket"), default="object_store")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--batches", type=int, default=60)
@@ -126,7 +129,7 @@ def main() -> None:
 def row(result: Mapping[str, Any]) -> str:
     """Return a line of the table."""
     return (
-        f"{result['case']:24} predicted {result['predicted_samples_per_s']:8.1f} samples/s, "
+        f"{result['case']:24} {result['same_node']:12} predicted {result['predicted_samples_per_s']:8.1f} samples/s, "
         f"measured {result['measured_samples_per_s']:8.1f}, ratio {result['predicted_over_measured']:.3f}"
     )
 
