@@ -101,8 +101,9 @@ class Commits:
         if source is not None:
             positions = source["positions"].items()
             self._source |= {position: entry for position, entry in positions if position > self.position}
-            if source["is_waiting_for_checkpoint"] or source["waits_for_checkpoint"] > self._num_waits:
-                self._num_waits, self._awaited_until = source["waits_for_checkpoint"], self._clock() + AWAITED_S
+            waits = source["waits_for_checkpoint"]  # another life of the source counts anew
+            if source["is_waiting_for_checkpoint"] or waits != self._num_waits:
+                self._num_waits, self._awaited_until = waits, self._clock() + AWAITED_S
         for facts in blocks:
             for position, shard in facts["shards"].items():
                 if position > self.position:

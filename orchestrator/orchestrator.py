@@ -163,8 +163,10 @@ class Orchestrator:
             if self.cluster.has_news or time.monotonic() - reported >= REPORT_EVERY_S:
                 self._observe(self._reports())
                 reported = time.monotonic()
-            elif is_hurrying or self.commits.has_news:
-                self.known |= self._reports() if is_hurrying else {}
+            elif is_hurrying:
+                self.known |= self._reports()
+                self._cover()
+            elif self.commits.has_news:
                 self._cover()
         self.wall_s = time.monotonic() - launched
         self._observe(self.facts, at_end=True)

@@ -160,8 +160,9 @@ def table(arguments: argparse.Namespace, cluster: Any, folder: Path) -> None:
             found["beside"]["1F1B, torch.distributed.pipelining"] = one_forward_one_backward(chosen)
         save(found)
         print(f"{blocks} blocks x {compute_ms:g} ms x {message_mb:g} MB", flush=True)
-        reached = found["efficiency"] / found["beside"][BOUND]["efficiency"]
-        said = f"(target {target}; {reached:.3f} of the bound) {found.get('failed', '')}"
+        bound = found["beside"][BOUND]["efficiency"]
+        reached = f"; {found['efficiency'] / bound:.3f} of the bound" if bound else ""
+        said = f"(target {target}{reached}) {found.get('failed', '')}"
         print(f"  {'local':36} {found['efficiency']:.3f}  {said}", flush=True)
         for name, arm in found["beside"].items():
             print(f"  {name:36} {arm['efficiency']:.3f}{arm.get('failed', '') and '  ' + arm['failed']}", flush=True)

@@ -6,7 +6,7 @@
 No layers, gradients, optimizer, checks or recovery: one actor per block, whose consumer asks for what has arrived, up
 to four messages a call. With `--torch` each block also does what no training in torch can do without: the forward pass,
 a loss, the backward pass and the optimizer's step of a simulated device, as plainly as they can be written. `--alone`
-is one such device in one process, without Ray, messages or neighbours: no chain of them can be faster. Prints the
+is one such device in one process, without Ray, messages or neighbours: what a chain of them is bound by. Prints the
 efficiency as `simulated_devices.py` counts it, as one JSON object.
 """
 

@@ -15,6 +15,7 @@ def test_a_source_that_waits_for_checkpoints_needs_no_regular_report(tmp_path, m
             monkeypatch.setattr("orchestrator.orchestrator.REPORT_EVERY_S", 1e9)
 
     monkeypatch.setattr(Orchestrator, "_observe", last_one)
+    monkeypatch.setattr("orchestrator.commits.AWAITED_S", 1e9)  # a machine that is busy makes no difference
     keeping = {"checkpoint": {"every_batches": 1000}, "recovery": {"mode": "local", "retention_bytes": 200_000}}
     got = run(tmp_path / "run", cluster=ray_cluster, data={"test_size": 32}, **keeping, training={"epochs": 4})
     positions = [event["position"] for event in got.events if event["event"] == "checkpoint"]
