@@ -1,8 +1,8 @@
 """Carrier between processes of one machine: takes and replies are frames on a socket.
 
-A frame is the length of its body, the body in msgpack, and the buffers whose lengths the body lists. Nothing is ever
-unpickled. The socket has an abstract address of Linux: nothing of it is left when its process dies, and no other
-network namespace reaches it. Both ends refuse a peer of another user.
+Takes go one way and replies the other, as frames (`frames.py`); a reply's buffers follow it, or lie in memory that
+the consumer has lent (`lent_memory.py`). The socket has an abstract address of Linux: nothing of it is left when its
+process dies, and no other network namespace reaches it. Both ends refuse a peer of another user.
 
 What a reply holds is lost with a producer that dies while it sends it: what the consumer has not received whole is
 asked for again from the producer's next life.
@@ -16,29 +16,28 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from actors.errors import CorruptMessage, EdgeError, LostReply, MispairedMessage, SessionRefused
 from actors.priority import yield_to_computing
 from actors.transport.buffers import Buffers
+from actors.transport.frames import body_of, body_with_descriptors, fill, send
 from actors.transport.inbox import Port
+from actors.transport.lent_memory import Borrower, Lender
 from actors.transport.outbox import Reply, Take
-from actors.transport.packet import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, Packet
+from actors.transport.packet import MAX_TENSOR_BYTES, Packet
 
-MAX_BODY_BYTES = 256 * MAX_HEADER_BYTES
 MOST_TAKES = 8
 """Of one consumer that are answered at the same time; each waits for messages in a thread of its own."""
 SEND_BUFFER_BYTES = 4 * 1024**2
 """Of a line: a small one makes both ends take turns for one message."""
-_LENGTH = struct.Struct("<I")
-_BROKEN = (OSError, EOFError, ValueError, TypeError, IndexError)
+_BROKEN = (OSError, EOFError, ValueError, TypeError, LookupError)
 """What reading a frame raises where the other end is gone or sends something else: the line is given up."""
 _ERRORS = {kind.__name__: kind for kind in (EdgeError, CorruptMessage, LostReply, MispairedMessage, SessionRefused)}
 
@@ -49,12 +48,13 @@ class TakeServer:
     Args:
         take: answers one; called from several threads.
 
-    `num_lines` counts the consumers that it has been connected with.
+    `num_lines` counts the consumers that it has been connected with, `num_placed` what was written to their memory.
     """
 
     def __init__(self, take: Callable[[Take], Reply]) -> None:
         self._take = take
-        self.num_lines = 0
+        self.num_lines = self.num_placed = 0
+        self._counting = threading.Lock()
         self.address = f"unlocked-{os.getpid()}-{secrets.token_hex(16)}"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(f"\0{self.address}")
@@ -81,39 +81,74 @@ class TakeServer:
 
     def _serve(self, line: socket.socket) -> None:
         """Read the takes of a consumer; one that must wait for messages has a thread of its own."""
-        turn = threading.Lock()
+        consumer = _Consumer(line)
         with line, ThreadPoolExecutor(MOST_TAKES, initializer=yield_to_computing) as waiting:
             try:
                 while True:
-                    number, *fields = _body(line)
-                    take = Take(fields[0], tuple(fields[1]), *fields[2:])
-                    if not self._answer(line, turn, number, replace(take, wait_s=0.0), is_last=False):
-                        waiting.submit(self._answer, line, turn, number, take)
+                    number, take = consumer.next_take()
+                    if not self._answer(consumer, number, replace(take, wait_s=0.0), is_last=False):
+                        waiting.submit(self._answer, consumer, number, take)
             except _BROKEN:
                 return  # the consumer is gone
 
-    def _answer(
-        self, line: socket.socket, turn: threading.Lock, number: int, take: Take, *, is_last: bool = True
-    ) -> bool:
+    def _answer(self, consumer: _Consumer, number: int, take: Take, *, is_last: bool = True) -> bool:
         """Send what a take is answered with; False if nothing is there yet and another try will be made."""
-        parts: list[Any] = []
+        answer: Reply | EdgeError
         try:
-            reply = self._take(take)
-            if take.limit and not reply.packets and reply.end is None and not is_last:
+            answer = self._take(take)
+            if take.limit and not answer.packets and answer.end is None and not is_last:
                 return False
-            packets = [[packet.header, [buffer.nbytes for buffer in packet.buffers]] for packet in reply.packets]
-            body = [number, reply.session, packets, reply.handed, reply.version, reply.end, reply.first, reply.promised]
-            parts = [buffer for packet in reply.packets for buffer in packet.buffers]
         except EdgeError as error:
-            body = [number, type(error).__name__, str(error)]
+            answer = error
         except Exception as error:
-            body = [number, EdgeError.__name__, f"the producer failed: {error}"]
+            answer = EdgeError(f"the producer failed: {error}")
+        num_placed = consumer.send(number, answer)
+        with self._counting:
+            self.num_placed += num_placed
+        return True
+
+
+class _Consumer:
+    """The line to a consumer, as its producer sees it."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._sending = threading.Lock()
+        self._borrower = Borrower()
+
+    def next_take(self) -> tuple[int, Take]:
+        """Return the next take and its number."""
+        body, descriptors = body_with_descriptors(self._line)
+        self._borrower.learn(descriptors, body.pop() if body else None)
+        number, edge, session, *fields = body
+        return number, Take(edge, tuple(session), *fields)
+
+    def send(self, number: int, answer: Reply | EdgeError) -> int:
+        """Send what a take is answered with, and return how many buffers were written to the consumer's memory."""
+        inline: list[np.ndarray] = []
+        if isinstance(answer, EdgeError):
+            body, num_placed = [number, type(answer).__name__, str(answer)], 0
+        else:
+            body, inline = self._laid_out(number, answer)
+            num_placed = sum(len(packet.buffers) for packet in answer.packets) - len(inline)
         try:
-            with turn:
-                _send(line, body, parts)
+            with self._sending:
+                send(self._line, body, inline)
         except OSError:
             pass  # nobody waits for it any more
-        return True
+        return num_placed
+
+    def _laid_out(self, number: int, reply: Reply) -> tuple[list[Any], list[np.ndarray]]:
+        """Return a reply's body, and the buffers that follow it because the consumer has lent nothing for them."""
+        packets, inline = [], []
+        for packet in reply.packets:
+            places = [self._borrower.place(buffer) for buffer in packet.buffers]
+            inline += [buffer for buffer, place in zip(packet.buffers, places, strict=True) if place is None]
+            sizes = [[buffer.nbytes, place] for buffer, place in zip(packet.buffers, places, strict=True)]
+            packets.append([packet.header, sizes])
+        surplus = self._borrower.surplus()
+        rest = [reply.handed, reply.version, reply.end, reply.first, reply.promised]
+        return [number, surplus, reply.session, packets, *rest], inline
 
 
 class SameNodePort:
@@ -162,6 +197,7 @@ class _Line:
         self._numbers = itertools.count()
         self._calls: dict[int, Take] = {}
         self._is_gone = False
+        self._lender = Lender()
         self._ended: SimpleQueue[tuple[Take, Reply | Exception]] = SimpleQueue()
         _in_background(self._read)
 
@@ -180,7 +216,8 @@ class _Line:
         ]  # fmt: skip
         try:
             with self._sending:
-                _send(self._socket, body)
+                descriptors, news = self._lender.news()
+                send(self._socket, [*body, news], descriptors=descriptors)
         except OSError:
             self._fail()
         if self._is_gone:
@@ -199,13 +236,37 @@ class _Line:
         buffers = Buffers()
         try:
             while True:
-                number, reply = _reply(self._socket, buffers)
+                number, reply = self._reply(buffers)
                 with self._changing:
                     take = self._calls.pop(number)
                 self._ended.put((take, reply.opened(take.edge) if isinstance(reply, Reply) else reply))
-        except (*_BROKEN, KeyError):
+        except _BROKEN:
             self._is_gone = True
+            self._lender.close()
             self._fail()
+
+    def _reply(self, buffers: Buffers) -> tuple[int, Reply | Exception]:
+        number, *fields = body_of(self._socket)
+        if len(fields) == 2:
+            return number, _ERRORS.get(fields[0], EdgeError)(fields[1])
+        surplus, session, packets, *rest = fields
+        self._lender.returned(surplus)
+        received = tuple(
+            Packet(header, tuple(self._buffer(size, piece, buffers) for size, piece in sizes))
+            for header, sizes in packets
+        )
+        return number, Reply(tuple(session), received, *rest)
+
+    def _buffer(self, size: int, piece: int | None, buffers: Buffers) -> np.ndarray:
+        """Return [size] bytes: what lies in a piece of lent memory, or what comes next."""
+        if piece is not None:
+            return self._lender.received(piece, size)
+        if size > MAX_TENSOR_BYTES:
+            raise ValueError(f"a buffer of {size} bytes, expected {MAX_TENSOR_BYTES} at most")
+        found = buffers.take(size)
+        fill(self._socket, found.data)
+        self._lender.wanted(size)
+        return found
 
     def _fail(self) -> None:
         """End every call: whoever waits for one learns that the producer is gone."""
@@ -241,58 +302,3 @@ def _in_background(target: Callable[..., None], *arguments: Any) -> None:
         target(*arguments)
 
     threading.Thread(target=served, daemon=True, name="takes").start()
-
-
-def _send(line: socket.socket, body: list[Any], buffers: Iterable[np.ndarray] = ()) -> None:
-    packed = msgpack.packb(body)
-    assert packed is not None
-    views = [memoryview(_LENGTH.pack(len(packed)) + packed), *(buffer.data for buffer in buffers if buffer.nbytes)]
-    while views:
-        sent = line.sendmsg(views)
-        while views and sent >= len(views[0]):
-            sent -= len(views.pop(0))
-        if sent:
-            views[0] = views[0][sent:]
-
-
-def _body(line: socket.socket) -> list[Any]:
-    """Return the body of the next frame."""
-    (length,) = _LENGTH.unpack(_bytes(line, _LENGTH.size))
-    if length > MAX_BODY_BYTES:
-        raise ValueError(f"a frame of {length} bytes, expected {MAX_BODY_BYTES} at most")
-    body = msgpack.unpackb(_bytes(line, length), max_ext_len=0)
-    if not isinstance(body, list):
-        raise TypeError(f"a frame of {type(body).__name__}, expected a list")
-    return body
-
-
-def _reply(line: socket.socket, buffers: Buffers) -> tuple[int, Reply | Exception]:
-    number, *fields = _body(line)
-    if len(fields) == 2:
-        return number, _ERRORS.get(fields[0], EdgeError)(fields[1])
-    session, packets, *rest = fields
-    received = tuple(Packet(header, tuple(_buffer(line, size, buffers) for size in sizes)) for header, sizes in packets)
-    return number, Reply(tuple(session), received, *rest)
-
-
-def _bytes(line: socket.socket, size: int) -> bytearray:
-    found = bytearray(size)
-    _fill(line, memoryview(found))
-    return found
-
-
-def _buffer(line: socket.socket, size: int, buffers: Buffers) -> np.ndarray:
-    """Return the next bytes, [size]."""
-    if size > MAX_TENSOR_BYTES:
-        raise ValueError(f"a buffer of {size} bytes, expected {MAX_TENSOR_BYTES} at most")
-    found = buffers.take(size)
-    _fill(line, found.data)
-    return found
-
-
-def _fill(line: socket.socket, view: memoryview) -> None:
-    while len(view):
-        count = line.recv_into(view, len(view), socket.MSG_WAITALL)
-        if count == 0:
-            raise EOFError("the other end is closed")
-        view = view[count:]

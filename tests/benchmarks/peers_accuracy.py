@@ -1,10 +1,10 @@
 """Time to a test accuracy, one run per arm: `python tests/benchmarks/peers.py --time-to-accuracy`.
 
-Every arm trains on 300 batches, with the cosine rate of the config over these, and keeps its weights every 25 batches;
-afterwards, off the clock, the test accuracy of each is taken until the target is reached. The clock starts with the
-first batch. Ours writes its weights down as the checkpoints that it takes anyway; its time at a batch is that of its
-last block. Of the pipelines only the fastest of results/peers.jsonl runs. Each run is a line of
-results/peers_accuracy.jsonl and is not repeated, unless `--fresh` is given.
+Every arm trains for two epochs of 468 batches, with the cosine rate of the config over these, and keeps its weights
+every `KEEP_EVERY` batches; afterwards, off the clock, the test accuracy of each is taken until the target is reached.
+The clock starts with the first batch. Ours writes its weights down as the checkpoints that it takes anyway; its time
+at a batch is that of its last block. Of the pipelines only the fastest of results/peers.jsonl runs. Each run is a
+line of results/peers_accuracy.jsonl and is not repeated, unless `--fresh` is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from tests.benchmarks.peers_report import facts_of
 from tests.benchmarks.peers_work import ROOT, Work, config_of
 
 LINES = ROOT / "tests/benchmarks/results/peers_accuracy.jsonl"
-BATCHES = 300
+EPOCH_BATCHES, EPOCHS = 468, 2
+BATCHES = EPOCH_BATCHES * EPOCHS
+TRAINING = (f"data.limit={128 * EPOCH_BATCHES}", f"training.epochs={EPOCHS}")
+"""All of the training set but 96 samples: every batch is full, as pipelining requires it."""
 Kept = Iterator[tuple[int, float, dict[str, Tensor]]]
 """Batches trained on, seconds since the first began, and the network's weights then."""
 
@@ -72,13 +75,14 @@ def of_run(directory: Path) -> Kept:
 def measure(group: str, extra: list[str], target: float) -> dict[str, Any]:
     """Train an arm and return when it reached the target, and its test accuracy at every copy until then."""
     with tempfile.TemporaryDirectory(prefix="accuracy-") as folder:
-        facts = run_group(group, "cnn", BATCHES, "--warm-up=0", f"--weights={folder}", *extra)
+        facts = run_group(group, "cnn", BATCHES, *extra, "--warm-up=0", f"--weights={folder}", *TRAINING)
         torch.set_num_threads(2)
-        work, reached = Work(config_of("cnn")), None
+        work, reached = Work(config_of("cnn", TRAINING)), None
         kept = of_run(Path(folder, "run")) if group == "unlocked" else of_files(Path(folder))
         seen = []
         for step, elapsed_s, state in kept:
             seen.append({"batches": step, "s": round(elapsed_s, 2), "test_accuracy": work.accuracy(state)})
+            print(f"{group}: {seen[-1]}", file=sys.stderr, flush=True)
             if seen[-1]["test_accuracy"] >= target:
                 reached = seen[-1]
                 break

@@ -23,11 +23,9 @@ from tests.benchmarks.peers_backprop import Backprop
 from tests.benchmarks.peers_ddp import DataParallel
 from tests.benchmarks.peers_pipelining import Pipeline
 from tests.benchmarks.peers_ranks import on_ranks
-from tests.benchmarks.peers_work import Trainer, Work, config_of
+from tests.benchmarks.peers_work import KEEP_EVERY, Trainer, Work, config_of
 
 Facts = dict[str, Any]
-KEEP_EVERY = 25
-"""Steps between two copies of the weights."""
 
 
 def timed(make: Callable[[Work], Trainer], job: argparse.Namespace, num_threads: int = 1) -> Facts:
@@ -107,7 +105,7 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, nargs="*", default=[])
     parser.add_argument("--weights", default="")
     parser.add_argument("overrides", nargs="*")
-    job = parser.parse_args()
+    job = parser.parse_intermixed_args()
     print(json.dumps(dict(run(job.group, job))), flush=True)
 
 

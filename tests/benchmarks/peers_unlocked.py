@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.api import train
 from orchestrator.summary import Summary
 from tests.benchmarks.overlap import Starts, forward_steps
-from tests.benchmarks.peers_work import config_of
+from tests.benchmarks.peers_work import KEEP_EVERY, config_of
 
 NUM_TRACED_FROM = 20
 """The timeline keeps batches from this one on and the last ones: the time between them is the steady state."""
@@ -24,7 +24,7 @@ def measure(job: argparse.Namespace, *, in_process: bool) -> dict[str, Any]:
     num_batches = NUM_TRACED_FROM + job.steps
     own = [f"data.limit={num_batches * 128}"]
     if job.weights:
-        own = ["checkpoint.every_batches=25", "checkpoint.keep=999"]
+        own = [f"checkpoint.every_batches={KEEP_EVERY}", "checkpoint.keep=999"]
     backend = ["placement.backend=in_process"] if in_process else []
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         directory = Path(folder, "run")

@@ -36,6 +36,8 @@ NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mlp": ("configs/fashion_mnist_mlp.yaml", MLP),
 }
 """The compute-bound network and the overhead-bound one; every batch is full, as pipelining requires it."""
+KEEP_EVERY = 39
+"""Batches between two copies of the weights, where these are kept for `peers_accuracy.py`."""
 
 
 def config_of(network: str, overrides: Sequence[str] = (), rule: str = "dgl") -> RunConfig:

@@ -1,5 +1,6 @@
 """Blocks of one node that take messages over sockets learn what they learn through the object store, bit for bit."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -7,9 +8,13 @@ from contextlib import suppress
 
 import pytest
 import ray
+import torch
 
 from actors.errors import EdgeError
-from actors.transport.outbox import Reply, Take
+from actors.messages import Kind, Message
+from actors.transport.frames import send
+from actors.transport.inbox import Inbox
+from actors.transport.outbox import Outbox, Reply, Take
 from actors.transport.same_node import SameNodePort, TakeServer
 from tests.contract.carriers import SLICE_S, until
 from tests.runs import Replacing, assert_balanced, block_weights, run
@@ -21,16 +26,21 @@ METHODS = {
     "direct": {"rule": {"name": "direct_feedback_alignment"}, "network": MLP},
     "bound": {"network": MLP, "staleness": {"max": 1}},
 }  # fmt: skip
+WIDE = {
+    "rule": {"name": "backprop"}, "network": Replacing(name="mlp", widths=[1100, 1100], blocks=3),
+    "schedule": {"delay_per_hop": 1},
+}  # fmt: skip
+"""Messages of 69 KiB, which go through memory that the consumer lends."""
 SOCKETS = {"placement": {"same_node": "socket"}}
 KEEPING = {"checkpoint": {"every_batches": 4}, "evaluation": {"every_batches": 7}}
 TAKE = Take("edge", (0, 0), received=-1, durable=-1, oldest_trainable=0, limit=4, wait_s=0.0)
 
 
-def num_lines(cluster):
-    """Return how many connections the processes of a kept cluster have had."""
+def told(cluster, name):
+    """Return the sum of a count over the servers of a kept cluster's processes."""
     calls = [
         process.__ray_call__.options(concurrency_group="control").remote(
-            lambda host: host._server.num_lines if host._server else 0
+            lambda host: getattr(host._server, name) if host._server else 0
         )
         for process in cluster._spare
     ]
@@ -40,9 +50,9 @@ def num_lines(cluster):
 @pytest.mark.parametrize("method", METHODS)
 def test_messages_over_sockets_change_no_weight(tmp_path, ray_cluster, method):
     here = run(tmp_path / "here", **METHODS[method])
-    before = num_lines(ray_cluster)
+    before = told(ray_cluster, "num_lines")
     got = run(tmp_path / "run", cluster=ray_cluster, **METHODS[method], **SOCKETS)
-    assert num_lines(ray_cluster) - before == len(got.edges), "an edge went another way"
+    assert told(ray_cluster, "num_lines") - before == len(got.edges), "an edge went another way"
     assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
     assert_balanced(got)
 
@@ -56,6 +66,18 @@ def test_a_killed_process_changes_no_weight(tmp_path, ray_cluster, mode, actor):
     )
     here = run(tmp_path / "here", **method)
     assert [event["actor"] for event in got.events if event["event"] == "lost"] == [actor]
+    assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
+    assert_balanced(got)
+
+
+@pytest.mark.parametrize("killed", [None, "block0", "block1"])
+def test_messages_in_lent_memory_change_no_weight(tmp_path, ray_cluster, killed):
+    faults = {"kill": [{"actor": killed, "at": "step", "batch": 15}]} if killed else {}
+    before = told(ray_cluster, "num_placed")
+    got = run(tmp_path / "run", cluster=ray_cluster, **WIDE, **SOCKETS, **KEEPING, faults=faults)
+    assert told(ray_cluster, "num_placed") - before > 10, "most messages went over the socket"
+    here = run(tmp_path / "here", **WIDE)
+    assert [event["actor"] for event in got.events if event["event"] == "lost"] == ([killed] if killed else [])
     assert block_weights(got) == block_weights(here) and got.test_accuracy == here.test_accuracy
     assert_balanced(got)
 
@@ -121,4 +143,36 @@ def test_what_is_no_take_ends_its_line_and_no_other(sent):
     port.request(TAKE)
     ((_, reply),) = until(lambda: port.collect(SLICE_S))
     assert reply.version == 5 and asked and all(take == TAKE for take in asked)
+    server.close()
+
+
+def test_a_message_is_what_was_sent_however_long_it_is_kept():
+    """The first ones come over the socket, the others in lent memory, some of it used again while others are held."""
+    edge = Outbox("run", "edge", 4)
+    server = TakeServer(edge.take)
+    inbox = Inbox("run", "edge", SameNodePort(server.address, otherwise=Other()))
+    held = []
+    for value in range(60):
+        assert edge.put(Message(Kind.ACTIVATION, value, tensors={"h": torch.full((40_000,), float(value))}), 20)
+        held.append((value, until(lambda: inbox.get(SLICE_S)).tensors["h"]))
+        if value % 5 == 4:
+            del held[::2]
+        assert all((tensor == expected).all() for expected, tensor in held)
+    assert 30 < server.num_placed < 60
+    server.close()
+
+
+def test_descriptors_of_a_stranger_are_not_kept():
+    server = TakeServer(lambda take: Reply(take.session, (), 0, 5, None))
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.settimeout(20)
+    stranger.connect(f"\0{server.address}")
+    pipe = os.pipe()
+    before = os.readlink(f"/proc/self/fd/{pipe[0]}")
+    send(stranger, ["no", "take"], descriptors=[os.dup(pipe[0])])
+    assert stranger.recv(1) == b"", "it is answered"
+    os.close(pipe[0])
+    found = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert sum(before in target for target in found) == 1, "only the end that writes is left"
+    os.close(pipe[1])
     server.close()
