@@ -319,8 +319,8 @@ class PlacementSection(Section):
     blocks_per_actor: int | None = Field(default=None, ge=1)
     """Neighbouring blocks that share a process, each with a thread of its own; default 1. Resources add up."""
     same_node: Literal["object_store", "socket"] = "object_store"
-    """What messages between two processes of a node travel through; `socket`: headers do, large tensors lie in memory that
-    the consumer lends."""
+    """What messages between two processes of a node travel through; with `socket` headers do, and large tensors lie in
+    memory that the consumer lends."""
     device_transport: Literal["host", "rdt"] = "host"
     """What large tensors travel through: the host's memory, or straight from one memory to the other (Ray Direct
     Transport over NIXL, which is alpha)."""
