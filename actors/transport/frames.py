@@ -1,6 +1,6 @@
 """Frames on a socket between processes of one machine: a body in msgpack, and what travels behind and beside it.
 
-A frame is the length of its body, the body, and buffers whose lengths the body lists. Nothing is ever unpickled.
+A frame is the length of its body, the body, and buffers whose lengths follow from the body. Nothing is ever unpickled.
 Reading raises OSError, EOFError, ValueError or TypeError where the other end is gone or sends something else.
 """
 
@@ -21,17 +21,18 @@ from actors.transport.packet import MAX_HEADER_BYTES
 MAX_BODY_BYTES = 256 * MAX_HEADER_BYTES
 MOST_DESCRIPTORS = 16
 _LENGTH = struct.Struct("<I")
+_DESCRIPTOR = array.array("i")
 
 
 def send(
     line: socket.socket, body: list[Any], buffers: Iterable[np.ndarray] = (), descriptors: Sequence[int] = ()
 ) -> None:
     """Send a frame, and descriptors with it, which are closed here."""
-    packed = msgpack.packb(body)
-    assert packed is not None
-    views = [memoryview(_LENGTH.pack(len(packed)) + packed), *(buffer.data for buffer in buffers if buffer.nbytes)]
     beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     try:
+        packed = msgpack.packb(body)
+        assert packed is not None
+        views = [memoryview(_LENGTH.pack(len(packed)) + packed), *(buffer.data for buffer in buffers if buffer.nbytes)]
         while views:
             sent, beside = line.sendmsg(views, beside), []
             while views and sent >= len(views[0]):
@@ -44,8 +45,13 @@ def send(
 
 
 def body_with_descriptors(line: socket.socket) -> tuple[list[Any], list[int]]:
-    """Return the body of the next frame, and the descriptors that came with it, `MOST_DESCRIPTORS` at most."""
-    begun, descriptors, _, _ = socket.recv_fds(line, _LENGTH.size, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    """Return the body of the next frame, and the descriptors that came with it, `MOST_DESCRIPTORS` at most.
+
+    The last ones are missing where this process may open no more.
+    """
+    room = socket.CMSG_LEN(MOST_DESCRIPTORS * _DESCRIPTOR.itemsize)
+    begun, beside, _, _ = line.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [descriptor for _, kind, sent in beside if kind == socket.SCM_RIGHTS for descriptor in _whole(sent)]
     if not begun:
         raise EOFError("the other end is closed")
     try:
@@ -54,6 +60,10 @@ def body_with_descriptors(line: socket.socket) -> tuple[list[Any], list[int]]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
+
+
+def _whole(sent: bytes) -> array.array[int]:
+    return array.array("i", sent[: len(sent) - len(sent) % _DESCRIPTOR.itemsize])
 
 
 def body_of(line: socket.socket, begun: bytes = b"") -> list[Any]:

@@ -1,9 +1,9 @@
 """Memory of a consumer that its producer, another process of this machine, writes messages into.
 
 A message is then copied once, where a socket copies it into the kernel and out of it. The consumer makes a piece of
-memory when a message of a new size has come over the socket, lends it with a take, gets it back with the reply that
-says what lies in it, and lends it again once nobody refers to its contents. A piece belongs to one line: a producer
-that was given up can write only to what nobody will read. It has no name, and is gone when both processes are.
+memory when a large message has come over the socket, lends it with a take, gets it back with the reply that says what
+lies in it, and lends it again once nobody refers to its contents. A piece belongs to one line: a producer that was
+given up can write only to what nobody will read. It has no name: nothing is left of it once no process has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ MOST_OF_A_SIZE = 64
 """Pieces that a consumer makes; what comes beyond them is sent over the socket."""
 MOST_SIZES = 4
 """How many sizes a producer keeps pieces of."""
-MOST_IDLE, MOST_IDLE_BYTES = 8, 64 * 1024**2
-"""Pieces of a size that a producer keeps, and bytes of them where they are more than two."""
+LEAST_IDLE, MOST_IDLE, MOST_IDLE_BYTES = 4, 8, 256 * 1024**2
+"""Pieces of a size that a producer keeps, and bytes of them where they are more than the least: as many as a take may
+be answered with, lest they are made again and again."""
 
 News = tuple[list[list[int]], list[int]]
 """[number, size] of every piece that is lent for the first time, and the numbers of those that are lent again."""
@@ -54,7 +56,7 @@ class Lender:
                 return
             try:
                 descriptor, memory = _made(size)
-            except OSError:
+            except (OSError, AttributeError):  # forbidden, or unknown to this Python
                 return
             self._memories[self._next] = memory
             self._counts[size] += 1
@@ -97,6 +99,9 @@ class Lender:
         """Lend no more; what was received stays."""
         for descriptor in self.news()[0]:
             os.close(descriptor)
+        with self._changing:
+            self._memories.clear()
+            self._lent.clear()
 
 
 class Borrower:
@@ -111,19 +116,27 @@ class Borrower:
     def learn(self, descriptors: Sequence[int], news: Any) -> None:
         """Take the news that came with a take; the descriptors are closed.
 
+        Pieces for which there is no room, or whose descriptors got lost for the same reason, go back.
+
         Raises:
-            OSError: a piece can't be mapped.
             ValueError, TypeError, LookupError: what came is not what `Lender.news` returns.
         """
         try:
             new, again = news
-            for descriptor, (number, size) in zip(descriptors, new, strict=True):
-                self._pieces[number] = _mapped(descriptor, size).numpy()
+            if len(descriptors) > len(new):
+                raise ValueError(f"{len(descriptors)} descriptors of {len(new)} pieces")
+            found = [_tried(*one) for one in zip_longest(descriptors, new)]
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         with self._changing:
-            for number in (*(number for number, _ in new), *again):
+            for (number, _), memory in zip(new, found, strict=True):
+                if memory is None:
+                    self._surplus.append(number)
+                else:
+                    self._pieces[number] = memory.numpy()
+                    self._keep(number)
+            for number in again:
                 self._keep(number)
 
     def place(self, buffer: np.ndarray) -> int | None:
@@ -147,7 +160,7 @@ class Borrower:
         size = self._pieces[number].nbytes
         free = self._free.setdefault(size, deque())
         free.append(number)
-        if len(free) > min(MOST_IDLE, max(2, MOST_IDLE_BYTES // size)):
+        if len(free) > min(MOST_IDLE, max(LEAST_IDLE, MOST_IDLE_BYTES // size)):
             self._give_back(free.popleft())
         if len(self._free) > MOST_SIZES:
             _, unused = self._free.popitem(last=False)
@@ -163,12 +176,21 @@ def _made(size: int) -> tuple[int, Tensor]:
     """Return a descriptor of new memory whose size nobody can change, and the memory."""
     descriptor = os.memfd_create("unlocked", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(descriptor, size)
+        os.posix_fallocate(descriptor, 0, size)  # or writing to it, once memory is short, would end the producer
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _seals())
         return descriptor, _mapped(descriptor, size)
     except OSError:
         os.close(descriptor)
         raise
+
+
+def _tried(descriptor: int | None, new: Sequence[int]) -> Tensor | None:
+    """Return the memory of a piece; None if there is no room for it."""
+    _, size = new
+    try:
+        return None if descriptor is None else _mapped(descriptor, size)
+    except OSError:
+        return None
 
 
 def _mapped(descriptor: int, size: int) -> Tensor:

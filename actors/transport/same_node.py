@@ -93,16 +93,16 @@ class TakeServer:
 
     def _answer(self, consumer: _Consumer, number: int, take: Take, *, is_last: bool = True) -> bool:
         """Send what a take is answered with; False if nothing is there yet and another try will be made."""
-        answer: Reply | EdgeError
         try:
             answer = self._take(take)
             if take.limit and not answer.packets and answer.end is None and not is_last:
                 return False
-        except EdgeError as error:
-            answer = error
+            body, inline = consumer.laid_out(number, answer)
+            num_placed = sum(len(packet.buffers) for packet in answer.packets) - len(inline)
         except Exception as error:
-            answer = EdgeError(f"the producer failed: {error}")
-        num_placed = consumer.send(number, answer)
+            said = error if isinstance(error, EdgeError) else EdgeError(f"the producer failed: {error}")
+            body, inline, num_placed = [number, type(said).__name__, str(said)], [], 0
+        consumer.send(body, inline)
         with self._counting:
             self.num_placed += num_placed
         return True
@@ -123,22 +123,15 @@ class _Consumer:
         number, edge, session, *fields = body
         return number, Take(edge, tuple(session), *fields)
 
-    def send(self, number: int, answer: Reply | EdgeError) -> int:
-        """Send what a take is answered with, and return how many buffers were written to the consumer's memory."""
-        inline: list[np.ndarray] = []
-        if isinstance(answer, EdgeError):
-            body, num_placed = [number, type(answer).__name__, str(answer)], 0
-        else:
-            body, inline = self._laid_out(number, answer)
-            num_placed = sum(len(packet.buffers) for packet in answer.packets) - len(inline)
+    def send(self, body: list[Any], inline: list[np.ndarray]) -> None:
+        """Send what a take is answered with."""
         try:
             with self._sending:
                 send(self._line, body, inline)
         except OSError:
             pass  # nobody waits for it any more
-        return num_placed
 
-    def _laid_out(self, number: int, reply: Reply) -> tuple[list[Any], list[np.ndarray]]:
+    def laid_out(self, number: int, reply: Reply) -> tuple[list[Any], list[np.ndarray]]:
         """Return a reply's body, and the buffers that follow it because the consumer has lent nothing for them."""
         packets, inline = [], []
         for packet in reply.packets:
@@ -240,6 +233,7 @@ class _Line:
                 with self._changing:
                     take = self._calls.pop(number)
                 self._ended.put((take, reply.opened(take.edge) if isinstance(reply, Reply) else reply))
+                del reply  # the next one may be long in coming, and this one's memory could be lent again
         except _BROKEN:
             self._is_gone = True
             self._lender.close()
