@@ -16,7 +16,7 @@ from orchestrator.chain_profile import NOTHING, Carriage, Work
 
 CALL_CPU_S = {"object_store": 0.003, "socket": 0.0013}
 """Core seconds of one call that hands over a message, in both processes and Ray's daemons, by `placement.same_node`."""
-NUM_COPIES = {"object_store": 12, "socket": 8}
+NUM_COPIES = {"object_store": 12, "socket": 6}
 """As many copies from warm memory to warm memory take what a message's bytes cost on their way: theirs is cold.
 
 Both are from `python -m tests.benchmarks.overhead` on 2 cores, less what the blocks themselves compute.
