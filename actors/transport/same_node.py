@@ -135,13 +135,15 @@ class _Consumer:
         """Return a reply's body, and the buffers that follow it because the consumer has lent nothing for them."""
         packets, inline = [], []
         for packet in reply.packets:
-            places = [self._borrower.place(buffer) for buffer in packet.buffers]
-            inline += [buffer for buffer, place in zip(packet.buffers, places, strict=True) if place is None]
-            sizes = [[buffer.nbytes, place] for buffer, place in zip(packet.buffers, places, strict=True)]
-            packets.append([packet.header, sizes])
-        surplus = self._borrower.surplus()
+            entries = []
+            for buffer in packet.buffers:
+                piece = self._borrower.place(buffer)
+                entries.append([buffer.nbytes, piece])
+                if piece is None:
+                    inline.append(buffer)
+            packets.append([packet.header, entries])
         rest = [reply.handed, reply.version, reply.end, reply.first, reply.promised]
-        return [number, surplus, reply.session, packets, *rest], inline
+        return [number, self._borrower.surplus(), reply.session, packets, *rest], inline
 
 
 class SameNodePort:
